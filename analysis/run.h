@@ -1,0 +1,47 @@
+/* run.h - a run: config.json (resolved), its folder, its database, and the stages. */
+#ifndef ANALYSIS_RUN_H
+#define ANALYSIS_RUN_H
+#include "host/error.h"
+#include <jansson.h>
+#include <sqlite3.h>
+#include <stdbool.h>
+enum regime { REGIME_FULL, REGIME_IMAGE, REGIME_TEXT, REGIME_RANDOM, REGIME_COUNT };
+extern const char *const regime_names[REGIME_COUNT]; /* "full", "image", "text", "random" */
+
+struct run_config { /* CONFIG.json, checked; every path resolved against the config's folder. See docs/config.md */
+    char *out;                       /* run folder */
+    char *base, *model, *saes;       /* base LLM folder; VLM folder; folder of per-layer dictionaries */
+    char *train_data, *validation_data; /* JSONL */
+    long train_samples, validation_samples; /* 0: all */
+    int n_layers, *layers;           /* which LLM layers; n_layers 0 and layers NULL until the model is known means all */
+    bool regimes[REGIME_COUNT];
+    int k, batch, forward_samples;   /* TopK's k (50); SAE rows a step (4096); samples a forward pass (8) */
+    long ring_rows;                  /* shuffle block, rows a layer (65536) */
+    double passes;                   /* over the training samples (1) */
+    double lr;                       /* 2e-4 */
+    bool bf16_products;
+    long checkpoint_seconds;         /* 300 */
+    unsigned long seed;
+    double diff_eps, diff_percentile; /* 0.01, 25 */
+    enum regime diff_regime;         /* text */
+    long diff_samples;               /* validation samples for E_v and E_t; 0: all */
+    int report_features;             /* feature pages in the report (24) */
+    json_t *resolved;                /* what config.json of the run holds */
+};
+int run_config_open(struct run_config *c, const char *path, struct error *err);
+void run_config_free(struct run_config *c);
+
+/* run.db: opened (created) in the run folder, WAL off, foreign keys on; tables and the stable views of docs/cli.md. */
+int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err);
+int run_db_exec(sqlite3 *db, struct error *err, const char *sql);
+/* Stage bookkeeping for `run`: a finished stage with the same settings hash is skipped. */
+bool run_stage_done(sqlite3 *db, const char *stage, const char *settings_hash);
+int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, double seconds, struct error *err);
+
+/* The stages; each writes its rows in one transaction and replaces those of an earlier run of itself.
+ * Return 0, -1 with err, or 128+signal after saving its state. */
+struct device;
+int stage_train(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+#endif

@@ -1,0 +1,31 @@
+/* image.h - pictures in, pixel values out: decoding as Pillow's convert('RGB'), CLIP preprocessing bit for bit (formats.md 6.4, 6.5). */
+#ifndef HOST_IMAGE_H
+#define HOST_IMAGE_H
+#include "host/error.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+struct image { /* owns pixels: (height, width, 3) u8 RGB */
+    int width, height;
+    uint8_t *pixels;
+};
+int image_open(struct image *image, const char *path, struct error *err); /* JPEG or PNG by content */
+void image_free(struct image *image);
+int image_write_png(const struct image *image, uint8_t **png, size_t *bytes, struct error *err); /* malloced PNG file in memory */
+
+struct preprocess { /* from preprocessor_config.json / processor_config.json and the LLaVA config */
+    int shortest_edge; /* resize so that the short side is this; 0: no resize */
+    int crop;          /* centre crop to crop x crop; 0: none */
+    bool pad_square;   /* LLaVA "pad": paste on a square of the mean colour first */
+    float rescale, mean[3], std[3];
+    uint8_t pad_color[3];
+};
+/* dir: the folder holding the image settings; NULL-safe defaults are CLIP's. */
+int preprocess_open(struct preprocess *p, const char *dir, struct error *err);
+/* PIL BICUBIC to (width, height), 22-bit fixed point, horizontal pass first. */
+int image_resize_bicubic(struct image *dst, const struct image *src, int width, int height, struct error *err);
+/* pixel_values [out] (3, S, S) f32, malloced by the caller; S = crop. */
+int preprocess_image(const struct preprocess *p, const struct image *image, float *pixel_values, struct error *err);
+/* The square, resized, cropped u8 picture that the patches are cut from (for overlays in the report). */
+int preprocess_picture(const struct preprocess *p, const struct image *image, struct image *out, struct error *err);
+#endif

@@ -1,0 +1,49 @@
+/* safetensors.h - reads and writes safetensors, single files and sharded Hugging Face folders, by mmap.
+ * Layout: u64 LE n | n bytes of JSON | data; entries name -> {dtype, shape, data_offsets}. (formats.md 0.3)
+ * Checked at open, before a byte is used: header size, duplicate keys, tiling of the buffer, shape x bits == bytes. */
+#ifndef HOST_SAFETENSORS_H
+#define HOST_SAFETENSORS_H
+#include "host/error.h"
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_F64, DTYPE_I64, DTYPE_I32, DTYPE_I16, DTYPE_I8, DTYPE_U8, DTYPE_BOOL, DTYPE_OTHER };
+const char *dtype_name(enum dtype t);
+size_t dtype_bytes(enum dtype t); /* 0 for DTYPE_OTHER */
+
+struct tensor { /* borrows from the file's mapping; data may be unaligned */
+    const char *name;
+    enum dtype dtype;
+    int rank;
+    int64_t shape[8];
+    size_t count, bytes;
+    const void *data;
+    const char *file; /* which shard, for messages */
+};
+struct safetensors; /* owns mappings and names */
+
+/* path: a .safetensors file, an index .json, or a folder (model.safetensors or its index; one single *.safetensors). */
+int safetensors_open(struct safetensors **st, const char *path, struct error *err);
+void safetensors_close(struct safetensors *st); /* NULL is fine */
+int safetensors_count(const struct safetensors *st);
+const struct tensor *safetensors_at(const struct safetensors *st, int i);
+const struct tensor *safetensors_find(const struct safetensors *st, const char *name); /* NULL when absent */
+const char *safetensors_metadata(const struct safetensors *st, const char *key);       /* NULL when absent */
+/* Finds and checks: rank given by n_dims, dims of -1 match anything. Error names file, tensor, expected, found. */
+const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err);
+/* dst[i] = (float) element first+i, any float or integer dtype. */
+void tensor_to_f32(const struct tensor *t, size_t first, size_t count, float *dst);
+int tensor_to_i32(const struct tensor *t, int32_t *dst, struct error *err);
+
+/* Writer: declare all tensors first, then the file is written in declaration order; atomic. */
+struct safetensors_writer;
+int safetensors_writer_open(struct safetensors_writer **w, const char *path, struct error *err);
+void safetensors_writer_metadata(struct safetensors_writer *w, const char *key, const char *value);
+/* data must live until commit (borrowed); name is copied. */
+void safetensors_writer_add(struct safetensors_writer *w, const char *name, enum dtype dtype, int rank, const int64_t *shape, const void *data);
+/* As add, but takes ownership of malloced data. */
+void safetensors_writer_give(struct safetensors_writer *w, const char *name, enum dtype dtype, int rank, const int64_t *shape, void *data);
+int safetensors_writer_commit(struct safetensors_writer *w, struct error *err); /* frees w in any case */
+void safetensors_writer_abort(struct safetensors_writer *w);
+#endif

@@ -1,0 +1,13 @@
+/* gemm.h - the plain matrix products: OpenBLAS or oneDNN (cpu), cuBLASLt (cuda), host loops with its rounding (sim). */
+#include "kernels/op.h"
+EXTERN_C_BEGIN
+
+/* y = x w^T + bias, sums in f32, rounded once to act.
+ *   y [out] (N, O) act    x [in] (N, I) act    w [in] (O, I) act, row-major as torch.nn.Linear stores it    bias [in] (O) act or NULL
+ * Cost: 2*N*I*O flops. */
+void OP(linear_forward)(struct device *dev, act_t *y, const act_t *x, const act_t *w, const act_t *bias, int N, int I, int O);
+
+/* The same with the result left in f32 (logits). */
+void OP(linear_forward_real)(struct device *dev, real_t *y, const act_t *x, const act_t *w, int N, int I, int O);
+
+EXTERN_C_END

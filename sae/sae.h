@@ -1,0 +1,40 @@
+/* sae.h - a sparse dictionary: canonical form in memory, formats on disk, encode and decode. sae/ never sees a model.
+ * Canonical: h = E x + b_e (any pre-bias folded into b_e), act, x_hat = D^T z + b_d; E, D (M, d) feature-major f32. */
+#ifndef SAE_SAE_H
+#define SAE_SAE_H
+#include "host/error.h"
+#include "kernels/device.h"
+#include <stdbool.h>
+enum sae_activation { SAE_TOPK, SAE_JUMPRELU, SAE_RELU };
+enum sae_format { SAE_FORMAT_LLAMA_SCOPE, SAE_FORMAT_SAELENS };
+struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md */
+    enum sae_format format;
+    enum sae_activation activation;
+    int d, M, K;         /* K: TopK's k, 0 when the file does not hold one */
+    float *E, *D, *b_e, *b_d;
+    float *threshold;    /* (M), JumpReLU; else NULL */
+    float *rank_scale;   /* (M), TopK ranked by h * rank_scale; else NULL */
+    char hook[128];      /* "blocks.3.hook_resid_post", "" when unknown */
+    int layer;           /* of the hook, -1 when unknown */
+};
+int sae_load(struct sae_host *s, const char *path, struct error *err); /* folder or file; recognises the format */
+int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err); /* cfg.json + sae_weights.safetensors, atomic */
+void sae_host_free(struct sae_host *s);
+/* Random start: seeded unit decoder rows, encoder their copy, biases 0. */
+int sae_random(struct sae_host *s, int d, int M, int K, unsigned long seed, struct error *err);
+
+struct sae { /* on the device */
+    struct device *dev;
+    enum sae_activation activation;
+    int d, M, K;
+    float *E, *D, *b_e, *b_d, *threshold, *rank_scale;
+    void *E_low;     /* bf16 (M, d) when products are bf16, else NULL */
+    void *scratch;   /* for max_rows rows */
+    int max_rows;
+};
+int sae_upload(struct sae *dst, struct device *dev, const struct sae_host *s, int max_rows, bool bf16_products, struct error *err);
+void sae_free(struct sae *s);
+/* x (N, d) act_t on the device -> indices, values (N, K) on the device, K slots a row; JumpReLU: counts (N) on the device
+ * (NULL for TopK), may exceed K. N <= max_rows. */
+void sae_encode(struct sae *s, int *indices, float *values, int *counts, const void *x, int N, int K);
+#endif
