@@ -1,0 +1,68 @@
+/* device.c - the cpu "device": host memory, OpenMP threads, everything synchronous. */
+#include "kernels/device.h"
+
+#include <omp.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/device_internal.h"
+
+enum { ALIGNMENT = 256 };
+
+struct device *device_open(int index, int threads, char *why, size_t why_bytes) {
+    if (index != 0 || threads < 0) {
+        snprintf(why, why_bytes, "the cpu build has one device, 0, with 0 (all) or more threads; %d with %d was asked for", index, threads);
+        return NULL;
+    }
+    struct device *dev = calloc(1, sizeof *dev);
+    if (!dev) {
+        snprintf(why, why_bytes, "no memory for a device");
+        return NULL;
+    }
+    dev->threads = threads > 0 ? threads : omp_get_max_threads();
+    if (threads > 0) omp_set_num_threads(threads);
+    snprintf(dev->name, sizeof dev->name, "cpu, %d thread%s", dev->threads, dev->threads == 1 ? "" : "s");
+    return dev;
+}
+
+void device_close(struct device *dev) { free(dev); }
+
+const char *device_name(const struct device *dev) { return dev->name; }
+
+size_t device_memory_free(const struct device *dev) {
+    (void)dev;
+    long pages = sysconf(_SC_AVPHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+    return pages > 0 && bytes > 0 ? (size_t)pages * (size_t)bytes : 0;
+}
+
+void *device_alloc(struct device *dev, size_t bytes) {
+    (void)dev;
+    if (bytes > SIZE_MAX - ALIGNMENT) return NULL;
+    size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    void *p = aligned_alloc(ALIGNMENT, whole ? whole : ALIGNMENT);
+#ifdef STAGEDIFF_POISON
+    if (p) memset(p, 0xFF, whole); /* NaN */
+#endif
+    return p;
+}
+
+void device_free(struct device *dev, void *p) {
+    (void)dev;
+    free(p);
+}
+
+void device_upload(struct device *dev, void *dst, const void *host_src, size_t bytes) { device_copy(dev, dst, host_src, bytes); }
+
+void device_download(struct device *dev, void *host_dst, const void *src, size_t bytes) { device_copy(dev, host_dst, src, bytes); }
+
+void device_copy(struct device *dev, void *dst, const void *src, size_t bytes) {
+    (void)dev;
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+void device_zero(struct device *dev, void *dst, size_t bytes) {
+    (void)dev;
+    if (bytes) memset(dst, 0, bytes);
+}
+
+void device_sync(struct device *dev) { (void)dev; }

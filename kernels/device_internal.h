@@ -1,0 +1,33 @@
+/* device_internal.h - what struct device holds; for device.c/.cu and the ops only, never for host code. */
+#ifndef KERNELS_DEVICE_INTERNAL_H
+#define KERNELS_DEVICE_INTERNAL_H
+#include "kernels/check.h"
+#include "kernels/device.h"
+
+#ifdef __cplusplus
+/* A failed runtime call is our bug or a broken device: say which call, stop. */
+#define CUDA_CHECK(call)                                                                             \
+    do {                                                                                             \
+        cudaError_t error_ = (call);                                                                 \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                   \
+    } while (0)
+/* Behind every launch: bad launch parameters show here, faults inside the kernel at the next wait. */
+#define LAUNCH_CHECK() CUDA_CHECK(cudaGetLastError())
+
+enum { DEVICE_WORKSPACE_BYTES = 32 << 20 };
+struct device {
+    char name[256];
+    int index, multiprocessors;
+    cudaStream_t stream;
+    void *blas;           /* cublasLtHandle_t, made by gemm.cu at first use; freed through blas_free */
+    void *blas_workspace; /* DEVICE_WORKSPACE_BYTES on the device, owned */
+    void (*blas_free)(struct device *dev);
+    int variant;          /* -1: the op's dispatch decides; else this row of its variant table (tests, bench) */
+};
+#else
+struct device {
+    char name[64];
+    int threads;
+};
+#endif
+#endif
