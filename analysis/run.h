@@ -25,15 +25,38 @@ struct run_config { /* CONFIG.json, checked; every path resolved against the con
     double diff_eps, diff_percentile; /* 0.01, 25 */
     enum regime diff_regime;         /* text */
     long diff_samples;               /* validation samples for E_v and E_t; 0: all */
+    bool diff_text_tokens;           /* diff.tokens "text": only text tokens enter E_v; "all" (default): image tokens too */
     int report_features;             /* feature pages in the report (24) */
-    json_t *resolved;                /* what config.json of the run holds */
+    json_t *resolved;                /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
+                                        ("train", "diff", "report") beside the common keys */
 };
 int run_config_open(struct run_config *c, const char *path, struct error *err);
 void run_config_free(struct run_config *c);
 
-/* run.db: opened (created) in the run folder, WAL off, foreign keys on; tables and the stable views of docs/cli.md. */
+/* Where things lie (run_paths.c); malloced. The run's dictionary: OUT/sae/<regime>/layer_<L> (SAELens layout). The base
+ * dictionary of a layer: the one entry of c->saes whose name says that layer (layer_3, L3R, l3r, blocks.3., 3). */
+char *run_sae_path(const struct run_config *c, enum regime regime, int layer);
+char *run_base_sae_path(const struct run_config *c, int layer, struct error *err); /* NULL with err */
+
+/* run.db: opened (created) in the run folder, WAL off, foreign keys on; tables and the stable views of docs/database.md. */
 int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err);
 int run_db_exec(sqlite3 *db, struct error *err, const char *sql);
+/* Compiles one statement and binds by letter: 'i' long, 'd' double (NaN is NULL), 't' const char * (NULL is NULL), 'b' const void * and
+ * size_t bytes. run_db_run also runs it to its end: `run_db_run(db, err, "DELETE FROM layers WHERE regime = ?", "t", "full")`. */
+int run_db_prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, ...);
+int run_db_run(sqlite3 *db, struct error *err, const char *sql, const char *types, ...);
+/* One row of `layers` (view layer_metrics), replacing the pair's old row; regime: regime_names[] or "base". */
+struct layer_row {
+    int layer;
+    const char *regime;
+    long tokens;               /* kept tokens the figures are over */
+    double fvu, fvu_as_coded, l0;
+    long dead_features, features; /* features: dictionary size M */
+};
+int run_db_layer(sqlite3 *db, const struct layer_row *row, struct error *err);
+/* Facts about a stage that are no rows of their own (device, tokens a second, thresholds): replaced by name; text or number. */
+int run_db_fact(sqlite3 *db, const char *stage, const char *name, const char *text, struct error *err);
+int run_db_fact_real(sqlite3 *db, const char *stage, const char *name, double value, struct error *err);
 /* Stage bookkeeping for `run`: a finished stage with the same settings hash is skipped. */
 bool run_stage_done(sqlite3 *db, const char *stage, const char *settings_hash);
 int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, double seconds, struct error *err);

@@ -1,0 +1,192 @@
+/* run_db.c - run.db: its tables, the views that programs rely on, and small helpers round SQLite.
+ *
+ * Tables are ours and may change with `user_version`; the views `layer_metrics` and `feature_metrics` are fixed by
+ * docs/cli.md. docs/database.md describes every column. A stage writes inside one transaction, so an interrupted one
+ * leaves the rows of the run before it. */
+#include "analysis/run.h"
+#include "host/file.h"
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SCHEMA_VERSION 1
+#define STRING_OF(x) STRING_OF_(x)
+#define STRING_OF_(x) #x
+
+static const char schema[] =
+    "CREATE TABLE IF NOT EXISTS stages("
+    " stage TEXT PRIMARY KEY, settings_hash TEXT NOT NULL, seconds REAL NOT NULL, finished TEXT NOT NULL);"
+    "CREATE TABLE IF NOT EXISTS facts("
+    " stage TEXT NOT NULL, name TEXT NOT NULL, value, PRIMARY KEY(stage, name)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS layers("
+    " layer INTEGER NOT NULL, regime TEXT NOT NULL, tokens INTEGER NOT NULL, fvu REAL, fvu_as_coded REAL, l0 REAL,"
+    " dead_features INTEGER, features INTEGER, PRIMARY KEY(layer, regime)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS features("
+    " layer INTEGER NOT NULL, regime TEXT NOT NULL, feature INTEGER NOT NULL,"
+    " energy_image REAL NOT NULL, energy_text REAL NOT NULL, decoder_cosine REAL, encoder_cosine REAL,"
+    " fire_image REAL NOT NULL, fire_text REAL NOT NULL, adapted INTEGER NOT NULL,"
+    " energy_patches REAL NOT NULL, energy_words REAL NOT NULL, fire_patches REAL NOT NULL, fire_words REAL NOT NULL,"
+    " PRIMARY KEY(layer, regime, feature)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS samples("
+    " sample INTEGER PRIMARY KEY, id TEXT NOT NULL, image TEXT, question TEXT, answer TEXT,"
+    " tokens TEXT NOT NULL, kinds BLOB NOT NULL, picture BLOB);"
+    "CREATE TABLE IF NOT EXISTS examples("
+    " layer INTEGER NOT NULL, regime TEXT NOT NULL, feature INTEGER NOT NULL, rank INTEGER NOT NULL,"
+    " sample INTEGER NOT NULL REFERENCES samples(sample), position INTEGER NOT NULL, kind TEXT NOT NULL, value REAL NOT NULL,"
+    " token_values BLOB NOT NULL, PRIMARY KEY(layer, regime, feature, rank));"
+    "CREATE VIEW IF NOT EXISTS layer_metrics AS"
+    " SELECT layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features FROM layers;"
+    "CREATE VIEW IF NOT EXISTS feature_metrics AS"
+    " SELECT layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, fire_image, fire_text, adapted"
+    " FROM features;"
+    "PRAGMA user_version = " STRING_OF(SCHEMA_VERSION) ";";
+
+int run_db_exec(sqlite3 *db, struct error *err, const char *sql)
+{
+    char *message = NULL;
+    if (sqlite3_exec(db, sql, NULL, NULL, &message) == SQLITE_OK)
+        return 0;
+    fail(err, "%s: %s", sqlite3_db_filename(db, "main"), message ? message : sqlite3_errmsg(db));
+    sqlite3_free(message);
+    return -1;
+}
+
+static int schema_version(sqlite3 *db)
+{
+    sqlite3_stmt *s = NULL;
+    int version = -1;
+    if (sqlite3_prepare_v2(db, "PRAGMA user_version", -1, &s, NULL) == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW)
+        version = sqlite3_column_int(s, 0);
+    sqlite3_finalize(s);
+    return version;
+}
+
+int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err)
+{
+    char *path = NULL;
+    *db = NULL;
+    if (dir_create(c->out, err))
+        return -1;
+    path = path_join(c->out, "run.db");
+    if (sqlite3_open(path, db) != SQLITE_OK) {
+        fail(err, "%s: cannot open the run's database: %s", path, *db ? sqlite3_errmsg(*db) : "out of memory");
+        goto failed;
+    }
+    sqlite3_busy_timeout(*db, 10000);
+    /* WAL off: the folder stays one file that can be copied; the rollback journal keeps an interrupted stage's old rows. */
+    if (sqlite3_exec(*db, "PRAGMA journal_mode = DELETE; PRAGMA foreign_keys = ON;", NULL, NULL, NULL) != SQLITE_OK) {
+        fail(err, "%s: not a database that stagediff can use (%s); move it away or choose another \"out\"", path, sqlite3_errmsg(*db));
+        goto failed;
+    }
+    int version = schema_version(*db);
+    if (version != 0 && version != SCHEMA_VERSION) {
+        fail(err, "%s: schema version %d, expected %d; it was written by another stagediff: choose another \"out\"", path, version, SCHEMA_VERSION);
+        goto failed;
+    }
+    if (version == 0 && (run_db_exec(*db, err, "BEGIN IMMEDIATE") || run_db_exec(*db, err, schema) || run_db_exec(*db, err, "COMMIT")))
+        goto failed;
+    free(path);
+    return 0;
+failed:
+    sqlite3_close(*db);
+    *db = NULL;
+    free(path);
+    return -1;
+}
+
+static int bind_all(sqlite3_stmt *s, const char *types, va_list args)
+{
+    int status = SQLITE_OK;
+    for (int i = 1; *types && status == SQLITE_OK; types++, i++) {
+        if (*types == 'i') {
+            status = sqlite3_bind_int64(s, i, va_arg(args, long));
+        } else if (*types == 'd') {
+            status = sqlite3_bind_double(s, i, va_arg(args, double)); /* SQLite stores NaN as NULL */
+        } else if (*types == 't') {
+            status = sqlite3_bind_text(s, i, va_arg(args, const char *), -1, SQLITE_TRANSIENT);
+        } else if (*types == 'b') {
+            const void *data = va_arg(args, const void *);
+            status = sqlite3_bind_blob64(s, i, data, va_arg(args, size_t), SQLITE_TRANSIENT);
+        } else {
+            status = SQLITE_MISUSE;
+        }
+    }
+    return status;
+}
+
+static int prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, va_list args)
+{
+    *s = NULL;
+    if (sqlite3_prepare_v2(db, sql, -1, s, NULL) == SQLITE_OK && bind_all(*s, types, args) == SQLITE_OK)
+        return 0;
+    fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
+    sqlite3_finalize(*s);
+    *s = NULL;
+    return -1;
+}
+
+int run_db_prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, ...)
+{
+    va_list args;
+    va_start(args, types);
+    int status = prepare(db, s, err, sql, types, args);
+    va_end(args);
+    return status;
+}
+
+int run_db_run(sqlite3 *db, struct error *err, const char *sql, const char *types, ...)
+{
+    sqlite3_stmt *s = NULL;
+    va_list args;
+    va_start(args, types);
+    int status = prepare(db, &s, err, sql, types, args);
+    va_end(args);
+    if (status == 0) {
+        int step = SQLITE_ROW;
+        while (step == SQLITE_ROW)
+            step = sqlite3_step(s);
+        if (step != SQLITE_DONE)
+            status = fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
+    }
+    sqlite3_finalize(s);
+    return status;
+}
+
+int run_db_layer(sqlite3 *db, const struct layer_row *row, struct error *err)
+{
+    return run_db_run(db, err,
+                      "INSERT OR REPLACE INTO layers(layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features, features)"
+                      " VALUES(?,?,?,?,?,?,?,?)",
+                      "itidddii", (long)row->layer, row->regime, row->tokens, row->fvu, row->fvu_as_coded, row->l0, row->dead_features,
+                      row->features);
+}
+
+int run_db_fact(sqlite3 *db, const char *stage, const char *name, const char *text, struct error *err)
+{
+    return run_db_run(db, err, "INSERT OR REPLACE INTO facts(stage, name, value) VALUES(?,?,?)", "ttt", stage, name, text);
+}
+
+int run_db_fact_real(sqlite3 *db, const char *stage, const char *name, double value, struct error *err)
+{
+    return run_db_run(db, err, "INSERT OR REPLACE INTO facts(stage, name, value) VALUES(?,?,?)", "ttd", stage, name, value);
+}
+
+bool run_stage_done(sqlite3 *db, const char *stage, const char *settings_hash)
+{
+    struct error err;
+    sqlite3_stmt *s = NULL;
+    if (run_db_prepare(db, &s, &err, "SELECT 1 FROM stages WHERE stage = ? AND settings_hash = ?", "tt", stage, settings_hash))
+        return false;
+    bool done = sqlite3_step(s) == SQLITE_ROW;
+    sqlite3_finalize(s);
+    return done;
+}
+
+int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, double seconds, struct error *err)
+{
+    return run_db_run(db, err,
+                      "INSERT OR REPLACE INTO stages(stage, settings_hash, seconds, finished)"
+                      " VALUES(?,?,?,strftime('%Y-%m-%dT%H:%M:%SZ','now'))",
+                      "ttd", stage, settings_hash, seconds);
+}
