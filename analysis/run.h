@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <sqlite3.h>
 #include <stdbool.h>
+#include <stddef.h>
 enum regime { REGIME_FULL, REGIME_IMAGE, REGIME_TEXT, REGIME_RANDOM, REGIME_COUNT };
 extern const char *const regime_names[REGIME_COUNT]; /* "full", "image", "text", "random" */
 
@@ -19,7 +20,11 @@ struct run_config { /* CONFIG.json, checked; every path resolved against the con
     long ring_rows;                  /* shuffle block, rows a layer (65536) */
     double passes;                   /* over the training samples (1) */
     double lr;                       /* 2e-4 */
-    bool bf16_products;
+    bool bf16_products, unit_norm_decoder, remove_parallel;
+    int features;                    /* M of the random start; 0: that of the base dictionary, 8 d_model without one */
+    int layers_at_once;              /* layers trained in one pass over the data; 0: as many as fit */
+    int log_every;                   /* steps of an SAE between lines of metrics.jsonl (10) */
+    long dead_window;                /* rows (10,000,000) */
     long checkpoint_seconds;         /* 300 */
     unsigned long seed;
     double diff_eps, diff_percentile; /* 0.01, 25 */
@@ -32,6 +37,13 @@ struct run_config { /* CONFIG.json, checked; every path resolved against the con
 };
 int run_config_open(struct run_config *c, const char *path, struct error *err);
 void run_config_free(struct run_config *c);
+
+/* Opens the data file of training or validation and says which of its samples are meant: [*first, *first + *count). Without a
+ * validation file (or with the training file given twice) validation takes the samples after the training ones. */
+struct samples;
+int run_samples(const struct run_config *c, bool validation, struct samples *s, size_t *first, size_t *count, struct error *err);
+/* Trained dictionaries: out/sae/<regime>/layer_NN (SAELens layout); malloced. */
+char *run_sae_path(const struct run_config *c, enum regime regime, int layer);
 
 /* Where things lie (run_paths.c); malloced. The run's dictionary: OUT/sae/<regime>/layer_<L> (SAELens layout). The base
  * dictionary of a layer: the one entry of c->saes whose name says that layer (layer_3, L3R, l3r, blocks.3., 3). */
