@@ -42,8 +42,6 @@ void run_config_free(struct run_config *c);
  * validation file (or with the training file given twice) validation takes the samples after the training ones. */
 struct samples;
 int run_samples(const struct run_config *c, bool validation, struct samples *s, size_t *first, size_t *count, struct error *err);
-/* Trained dictionaries: out/sae/<regime>/layer_NN (SAELens layout); malloced. */
-char *run_sae_path(const struct run_config *c, enum regime regime, int layer);
 
 /* Where things lie (run_paths.c); malloced. The run's dictionary: OUT/sae/<regime>/layer_<L> (SAELens layout). The base
  * dictionary of a layer: the one entry of c->saes whose name says that layer (layer_3, L3R, l3r, blocks.3., 3). */
