@@ -12,5 +12,6 @@ int fail(struct error *err, const char *format, ...) __attribute__((format(print
 int error_context(struct error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Warnings and notes on stderr, "stagediff: ..." and one newline; silent with --quiet (log_quiet). */
 extern int log_quiet;
+extern int log_line_drawn; /* a progress line stands on the terminal: cleared before the next note */
 void log_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 #endif

@@ -6,6 +6,12 @@
 #include <stddef.h>
 #include <stdio.h>
 
+/* malloc, realloc and strdup that never return NULL: without memory they say so and end the program with status 2 (after
+ * file_remove_temporaries). For sizes that our own data bounds; sizes taken from a file are checked against the file first. */
+void *memory_take(size_t count, size_t bytes); /* zeroed */
+void *memory_grow(void *old, size_t count, size_t bytes);
+char *memory_string(const char *text);
+
 /* Reads a file of at most max_bytes; *data is malloced (caller frees), NUL appended after *size bytes. */
 int file_read(const char *path, size_t max_bytes, char **data, size_t *size, struct error *err);
 bool file_exists(const char *path);
@@ -21,7 +27,9 @@ struct file_writer {
 };
 int file_writer_open(struct file_writer *w, const char *path, struct error *err);
 int file_writer_commit(struct file_writer *w, struct error *err);
-void file_writer_abort(struct file_writer *w);
+void file_writer_abort(struct file_writer *w); /* also fine after commit and on a zeroed struct */
+/* Removes the temporary files of all writers still open; async-signal-safe, for handlers and exits. */
+void file_remove_temporaries(void);
 
 /* Joins folder and name with one slash (name absolute: name alone); malloced. folder NULL or "": name. */
 char *path_join(const char *folder, const char *name);

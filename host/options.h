@@ -26,8 +26,11 @@ struct command {
     int threads;                              /* --threads, 0: all */
     bool quiet;
 };
-/* 0: parsed. 1: help was printed. -1: err. Unknown options name the nearest valid one. */
+/* argv[0] is the first word after the command's name. LIST values borrow argv; the list itself lives as long as the program.
+ * A value follows its option as the next word or after '='; "--" ends the options. 0: parsed. 1: help was printed. -1: err. Unknown options name the nearest valid one. */
 int options_parse(struct command *cmd, int argc, char **argv, struct error *err);
 const struct option *option(const struct command *cmd, const char *name); /* CHECKs that it exists */
+/* The candidate that `word` was most likely meant to be (edit distance), NULL when none is near. NULL-terminated list. */
+const char *nearest_name(const char *word, const char *const *candidates);
 extern struct command *const commands[]; /* NULL-terminated; host/commands.c */
 #endif

@@ -20,6 +20,7 @@ struct tensor { /* borrows from the file's mapping; data may be unaligned */
     size_t count, bytes;
     const void *data;
     const char *file; /* which shard, for messages */
+    const char *dtype_text; /* as the file spells it: "BF16", "F8_E4M3", ... */
 };
 struct safetensors; /* owns mappings and names */
 
@@ -30,10 +31,13 @@ int safetensors_count(const struct safetensors *st);
 const struct tensor *safetensors_at(const struct safetensors *st, int i);
 const struct tensor *safetensors_find(const struct safetensors *st, const char *name); /* NULL when absent */
 const char *safetensors_metadata(const struct safetensors *st, const char *key);       /* NULL when absent */
-/* Finds and checks: rank given by n_dims, dims of -1 match anything. Error names file, tensor, expected, found. */
+int safetensors_files(const struct safetensors *st);                                   /* how many files are mapped */
+const char *safetensors_file(const struct safetensors *st, int i, size_t *bytes);      /* path and size of the i-th; bytes may be NULL */
+/* Finds and checks: dtype one that tensor_to_f32 knows, rank given by n_dims, dims of -1 match anything. Error names file, tensor, expected, found. */
 const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err);
-/* dst[i] = (float) element first+i, any float or integer dtype. */
+/* dst[i] = (float) element first+i, any dtype but DTYPE_OTHER (CHECKed; safetensors_require refuses those). */
 void tensor_to_f32(const struct tensor *t, size_t first, size_t count, float *dst);
+/* All elements as I32; a float dtype, DTYPE_OTHER or a value that does not fit is an error. */
 int tensor_to_i32(const struct tensor *t, int32_t *dst, struct error *err);
 
 /* Writer: declare all tensors first, then the file is written in declaration order; atomic. */
