@@ -11,7 +11,7 @@ ARCH_FLAGS ?= -march=native
 include kernels/simt/simt.mk
 
 WARN   := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
-CFLAGS := -std=c11 -O3 $(ARCH_FLAGS) -g -fopenmp -fno-math-errno -fno-trapping-math -I. -D_GNU_SOURCE $(WARN) $(EXTRA_CFLAGS)
+CFLAGS := -std=c11 -O3 $(ARCH_FLAGS) -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -I. -D_GNU_SOURCE $(WARN) $(EXTRA_CFLAGS)
 PKGS   := jansson sqlite3 libjpeg libpng libpcre2-8 libzip zlib openblas
 LIBS    = $(shell pkg-config --libs $(PKGS)) -ldnnl -fopenmp -lm
 INCS   := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)

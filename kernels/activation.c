@@ -1,0 +1,48 @@
+/* activation.c - see activation.h. SwiGLU: Shazeer 2020; GELU: Hendrycks & Gimpel 2016. */
+#include "kernels/activation.h"
+
+#include "kernels/cpu.h"
+
+void OP(swiglu_forward)(struct device *dev, act_t *y, const act_t *gate_up, int N, int F) {
+    (void)dev;
+#pragma omp parallel for schedule(static) if ((size_t)N * (size_t)F > CPU_PARALLEL_MIN)
+    for (int n = 0; n < N; n++) {
+        const act_t *restrict gate = gate_up + cpu_offset(n, 2 * F), *restrict up = gate + F;
+        act_t *restrict out = y + cpu_offset(n, F);
+        for (int f = 0; f < F; f++) out[f] = gate[f] / ((real_t)1 + exp_real(-gate[f])) * up[f];
+    }
+}
+
+void OP(quick_gelu_forward)(struct device *dev, act_t *y, const act_t *x, size_t n) {
+    (void)dev;
+#pragma omp parallel for simd schedule(static) if (n > CPU_PARALLEL_MIN)
+    for (size_t i = 0; i < n; i++) y[i] = x[i] / ((real_t)1 + exp_real((real_t)-1.702 * x[i]));
+}
+
+void OP(gelu_forward)(struct device *dev, act_t *y, const act_t *x, size_t n) {
+    (void)dev;
+#pragma omp parallel for simd schedule(static) if (n > CPU_PARALLEL_MIN)
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * ((real_t)1 + erf(x[i] * (real_t)0.70710678118654752440)) * (real_t)0.5;
+}
+
+void OP(residual_add)(struct device *dev, act_t *y, const act_t *a, const act_t *b, size_t n) {
+    (void)dev;
+#pragma omp parallel for simd schedule(static) if (n > CPU_PARALLEL_MIN)
+    for (size_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+void OP(gather_rows)(struct device *dev, act_t *y, const act_t *x, const int *index, int n, int C) {
+    (void)dev;
+#pragma omp parallel for schedule(static) if ((size_t)n * (size_t)C > CPU_PARALLEL_MIN)
+    for (int i = 0; i < n; i++) memcpy(y + cpu_offset(i, C), x + cpu_offset(index[i], C), (size_t)C * sizeof(act_t));
+}
+
+void OP(act_from_real)(struct device *dev, act_t *y, const real_t *x, size_t n) {
+    (void)dev;
+    memcpy(y, x, n * sizeof(act_t)); /* act_t is real_t on the cpu */
+}
+
+void OP(real_from_act)(struct device *dev, real_t *y, const act_t *x, size_t n) {
+    (void)dev;
+    memcpy(y, x, n * sizeof(real_t));
+}
