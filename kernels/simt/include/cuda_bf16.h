@@ -1,0 +1,2 @@
+/* cuda_bf16.h of a simulated build: see kernels/simt/cuda_types.h. Found through -Ikernels/simt/include, which only such builds use. */
+#include "../cuda_types.h"
