@@ -1,6 +1,7 @@
 # simt.mk: how to compile kernels (*.cu) for the CPU. Include it from the repository root; every path is relative to it.
 #
-#   $(eval $(call SIMT_RULES,MODE,DIR))   rules for DIR/%.o from %.cu and from the runtime's %.cpp; MODE plain, asan or check
+#   $(eval $(call SIMT_RULES,MODE,DIR))   rules for DIR/%.cu.o from %.cu and DIR/%.o from the runtime's %.cpp; MODE plain, asan or check
+#   SIMT_CXX, SIMT_CXXFLAGS, SIMT_SRCS    for rules of one's own in mode plain: compiler, flags of kernels and runtime, runtime
 #   $(call SIMT_OBJS,DIR)                 the runtime's objects under DIR: link them into the program
 #   SIMT_HOST_FLAGS                       for host C and C++ files that include <cuda_runtime.h>
 #   SIMT_LDFLAGS_MODE                     link with $(SIMT_CXX) and these (check must not link libtsan: no -fsanitize=thread here)
@@ -31,10 +32,12 @@ SIMT_LDFLAGS_plain = -fopenmp
 SIMT_LDFLAGS_asan = -fopenmp $(SIMT_SAN_asan)
 SIMT_LDFLAGS_check = -fopenmp
 
+SIMT_CXXFLAGS = $(SIMT_CXXFLAGS_plain)
+
 SIMT_OBJS = $(SIMT_SRCS:%.cpp=$(1)/%.o)
 
 define SIMT_RULES
-$(2)/%.o: %.cu $$(SIMT_HDRS)
+$(2)/%.cu.o: %.cu $$(SIMT_HDRS)
 	@mkdir -p $$(@D)
 	$$(SIMT_CXX) -x c++ $$(SIMT_CXXFLAGS_$(1)) -MMD -MP -c $$< -o $$@
 $(2)/$(SIMT_DIR)/%.o: $(SIMT_DIR)/%.cpp $$(SIMT_HDRS)

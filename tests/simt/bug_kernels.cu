@@ -244,7 +244,7 @@ __global__ void dynamic_kernel(float *y) {
     s[threadIdx.x] = 1;
     y[threadIdx.x] = s[threadIdx.x];
 }
-__noinline__ static float deep(volatile float *sum, int n) {
+__device__ __noinline__ float deep(volatile float *sum, int n) {
     volatile float pad[256];
     pad[n & 255] = *sum;
     return n ? deep(pad, n - 1) + pad[n & 255] : 1;
