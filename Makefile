@@ -1,90 +1,153 @@
 # stagediff - build, tests, demo. `make` alone prints the targets.
 # Three executors from the same host code: cpu (op.c), sim (op.cu run on the CPU by kernels/simt), cuda (op.cu by nvcc).
+#   B=DIR            build folder (build)        ARCH_FLAGS=...  host ISA (-march=native)
+#   GENCODE=...      nvcc targets                EXTRA_CFLAGS=.. more flags for host C files
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-CC  ?= gcc
-CXX ?= g++
+CC := gcc
+CXX := g++
+B ?= build
 JOBS ?= $(shell nproc)
 CUDA_HOME ?= /usr/local/cuda
+NVCC ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc))
 ARCH_FLAGS ?= -march=native
+SIMT_ARCH = $(ARCH_FLAGS)
 include kernels/simt/simt.mk
 
 WARN   := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
-CFLAGS := -std=c11 -O3 $(ARCH_FLAGS) -g -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast -I. -D_GNU_SOURCE $(WARN) $(EXTRA_CFLAGS)
-PKGS   := jansson sqlite3 libjpeg libpng libpcre2-8 libzip zlib openblas
-LIBS    = $(shell pkg-config --libs $(PKGS)) -ldnnl -fopenmp -lm
+CFLAGS = -std=c11 -O3 $(ARCH_FLAGS) -g -fopenmp -fno-math-errno -fno-trapping-math -I. -D_GNU_SOURCE $(WARN) $(INCS) $(EXTRA_CFLAGS)
+PKGS   := jansson sqlite3 libjpeg libpng libpcre2-8 zlib openblas
+LIBS   ?= $(shell pkg-config --libs $(PKGS)) -ldnnl -fopenmp -lm
 INCS   := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 
-HOST_C := $(wildcard host/*.c models/*.c sae/*.c analysis/*.c)
-OP_C   := $(wildcard kernels/*.c)
-OP_CU  := $(wildcard kernels/*.cu)
-LIB_C  := $(filter-out host/main.c,$(HOST_C))
-
-# ---- cpu: act_t = float ----
-CPU_LIB_O := $(LIB_C:%.c=build/cpu/%.o) $(OP_C:%.c=build/cpu/%.o)
-# ---- ref: the CPU ops once more in double; device.c is no op ----
-REF_O  := $(patsubst %.c,build/ref/%.o,$(filter-out kernels/device.c,$(OP_C)))
-# ---- sim: act_t = bf16, kernels through the SIMT layer ----
-SIM_LIB_O := $(LIB_C:%.c=build/sim/%.o) $(OP_CU:%.cu=build/sim/%.cu.o) $(SIMT_SRCS:%.cpp=build/sim/%.o)
-# ---- cuda ----
-CUDA_LIB_O := $(LIB_C:%.c=build/cuda/%.o) $(OP_CU:%.cu=build/cuda/%.cu.o)
-NVCC ?= $(CUDA_HOME)/bin/nvcc
-GENCODE ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100
-NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -DSTAGEDIFF_BF16 -Werror all-warnings -Xptxas -warn-spills -Xcompiler -Wall,-Wextra
-CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart -lstdc++
+HOST_C  := $(filter-out host/main.c,$(wildcard host/*.c models/*.c sae/*.c analysis/*.c))
+BENCH_C := $(wildcard bench/*.c)
+OP_C    := $(wildcard kernels/*.c)
+OP_CU   := $(wildcard kernels/*.cu)
 
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "stagediff: targets"; grep -hE '^[a-z][a-z-]*:.*## ' Makefile | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-cpu: build/cpu/stagediff build/cpu/bench ## build/cpu/stagediff and bench: runs anywhere
-sim: build/sim/stagediff build/sim/bench ## build/sim/...: the CUDA kernels executed on the CPU (slow; for tests)
-cuda: build/cuda/stagediff build/cuda/bench ## build/cuda/...: needs nvcc and cuBLASLt
+# ---------------------------------------------------------------- executors
+cpu: $(B)/cpu/stagediff $(B)/cpu/bench ## build/cpu/stagediff and bench: runs anywhere
+sim: $(B)/sim/stagediff $(B)/sim/bench ## build/sim/...: the CUDA kernels executed on the CPU (slow; for tests)
+cuda: $(B)/cuda/stagediff $(B)/cuda/bench ## build/cuda/...: needs nvcc and cuBLASLt
 
-build/cpu/%.o: %.c
+# cpu: act_t = float.  ref: the CPU ops once more in double, the oracle.  sim, cuda: act_t = bf16
+$(B)/cpu/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(INCS) -MMD -MP -c $< -o $@
-build/ref/%.o: %.c
+	$(CC) $(CFLAGS) -MMD -MP -c $< -o $@
+$(B)/ref/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -DSTAGEDIFF_REF $(INCS) -MMD -MP -c $< -o $@
-build/sim/%.o: %.c
+	$(CC) $(CFLAGS) -DSTAGEDIFF_REF -MMD -MP -c $< -o $@
+$(B)/sim/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -DSTAGEDIFF_BF16 -DSTAGEDIFF_SIM $(INCS) -MMD -MP -c $< -o $@
-build/sim/%.cu.o: %.cu
+	$(CC) $(CFLAGS) -DSTAGEDIFF_BF16 -MMD -MP -c $< -o $@
+$(B)/cuda/%.o: %.c
 	@mkdir -p $(@D)
-	$(SIMT_CXX) $(SIMT_CXXFLAGS) -DSTAGEDIFF_BF16 -DSTAGEDIFF_SIM $(INCS) -MMD -MP -x c++ -c $< -o $@
-build/sim/%.o: %.cpp
-	@mkdir -p $(@D)
-	$(SIMT_CXX) $(SIMT_CXXFLAGS) -MMD -MP -c $< -o $@
-build/cuda/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -DSTAGEDIFF_BF16 -DSTAGEDIFF_CUDA $(INCS) -MMD -MP -c $< -o $@
-build/cuda/%.cu.o: %.cu
+	$(CC) $(CFLAGS) -DSTAGEDIFF_BF16 -MMD -MP -c $< -o $@
+
+GENCODE ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100
+NVCCFLAGS = -std=c++17 -O3 -lineinfo -I. -DSTAGEDIFF_BF16 -Werror all-warnings -Xptxas -warn-spills -Xcompiler -Wall,-Wextra
+CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart -ldl -lrt -lpthread
+$(B)/cuda/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) $(GENCODE) -MMD -MP -c $< -o $@
 
-build/cpu/libstagediff.a: $(CPU_LIB_O)
-	@rm -f $@ && ar rcs $@ $^
-build/ref/libref.a: $(REF_O)
-	@rm -f $@ && ar rcs $@ $^
-build/sim/libstagediff.a: $(SIM_LIB_O)
-	@rm -f $@ && ar rcs $@ $^
-build/cuda/libstagediff.a: $(CUDA_LIB_O)
-	@rm -f $@ && ar rcs $@ $^
-build/%/stagediff: build/%/host/main.o build/%/libstagediff.a
-	$(CXX) $^ $(LIBS) $(if $(filter cuda,$*),$(CUDA_LIBS)) -o $@
-build/%/bench: build/%/bench/bench.o build/%/libstagediff.a
-	$(CXX) $^ $(LIBS) $(if $(filter cuda,$*),$(CUDA_LIBS)) -o $@
+# The kernels three times through the SIMT layer: plain, under ASan + UBSan, under the race checker.
+define SIM_KERNELS # $(1) mode, $(2) folder
+$(2)/%.cu.o: %.cu $$(SIMT_HDRS)
+	@mkdir -p $$(@D)
+	$$(SIMT_CXX) -x c++ $$(SIMT_CXXFLAGS_$(1)) -DSTAGEDIFF_BF16 $$(INCS) -MMD -MP -c $$< -o $$@
+$(2)/kernels/simt/%.o: kernels/simt/%.cpp $$(SIMT_HDRS)
+	@mkdir -p $$(@D)
+	$$(SIMT_CXX) $$(SIMT_RTFLAGS_$(1)) -c $$< -o $$@
+$(2)/libkernels.a: $(OP_CU:%.cu=$(2)/%.cu.o) $(call SIMT_OBJS,$(2))
+	@rm -f $$@ && ar rcs $$@ $$^
+endef
+$(eval $(call SIM_KERNELS,plain,$(B)/sim))
+$(eval $(call SIM_KERNELS,asan,$(B)/simasan))
+$(eval $(call SIM_KERNELS,check,$(B)/simcheck))
 
-# ---- tests: tests/<area>/test_*.c, one cmocka program each. tests/kernels and tests/sim run on cpu and sim, the rest on cpu ----
-TEST_CPU := $(patsubst tests/%.c,build/cpu/tests/%,$(wildcard tests/*/test_*.c))
-TEST_SIM := $(patsubst tests/%.c,build/sim/tests/%,$(wildcard tests/kernels/test_*.c))
-build/%/tests: ;
-$(TEST_CPU): build/cpu/tests/%: build/cpu/tests/%.o build/cpu/libstagediff.a build/ref/libref.a
-	$(CXX) $^ $(LIBS) -lcmocka -o $@
-$(TEST_SIM): build/sim/tests/%: build/sim/tests/%.o build/sim/libstagediff.a build/ref/libref.a
-	$(CXX) $^ $(LIBS) -lcmocka -o $@
+archive = @rm -f $@ && ar rcs $@ $^
+$(B)/ref/libref.a: $(patsubst %.c,$(B)/ref/%.o,$(filter-out kernels/device.c,$(OP_C))) ; $(archive)
+$(B)/cpu/libkernels.a: $(OP_C:%.c=$(B)/cpu/%.o) ; $(archive)
+$(B)/cuda/libkernels.a: $(OP_CU:%.cu=$(B)/cuda/%.cu.o) ; $(archive)
+$(B)/%/libhost.a: ; $(archive)
+define EXECUTOR # $(1) cpu, sim or cuda
+$(B)/$(1)/libhost.a: $(HOST_C:%.c=$(B)/$(1)/%.o)
+$(B)/$(1)/stagediff: $(B)/$(1)/host/main.o $(B)/$(1)/libhost.a $(B)/$(1)/libkernels.a
+	$$(CXX) $$^ $$(LIBS) $(if $(filter cuda,$(1)),$$(CUDA_LIBS)) -o $$@
+$(B)/$(1)/bench: $(BENCH_C:%.c=$(B)/$(1)/%.o) $(B)/$(1)/libhost.a $(B)/$(1)/libkernels.a $(B)/ref/libref.a
+	$$(CXX) $$^ $$(LIBS) $(if $(filter cuda,$(1)),$$(CUDA_LIBS)) -o $$@
+endef
+$(foreach e,cpu sim cuda,$(eval $(call EXECUTOR,$(e))))
 
--include $(shell find build -name '*.d' 2>/dev/null)
-.PHONY: help cpu sim cuda
+# ---------------------------------------------------------------- tests
+# tests/<area>/test_*.c: one cmocka program each, with the area's helpers (tests/<area>/*.c that are no test).
+# tests/kernels run on every executor, the rest on cpu.
+KERNEL_TESTS := $(patsubst %.c,%,$(wildcard tests/kernels/test_*.c))
+HELPERS       = $(filter-out $(wildcard tests/*/test_*.c),$(wildcard tests/*/*.c))
+TEST_CPU     := $(patsubst %.c,$(B)/cpu/%,$(wildcard tests/*/test_*.c))
+TEST_SIM     := $(addprefix $(B)/sim/,$(KERNEL_TESTS))
+TEST_ASAN    := $(addprefix $(B)/simasan/,$(KERNEL_TESTS))
+TEST_CHECK   := $(addprefix $(B)/simcheck/,$(KERNEL_TESTS))
+TEST_CUDA    := $(addprefix $(B)/cuda/,$(KERNEL_TESTS))
+TEST_SCRIPTS := $(wildcard tests/*/test_*.sh)
+
+.SECONDEXPANSION:
+helpers_of = $(patsubst %.c,$(B)/$(1)/%.o,$(filter $(patsubst $(B)/$(2)/%,%,$(@D))/%,$(HELPERS)))
+$(TEST_CPU): $(B)/cpu/%: $(B)/cpu/%.o $$(call helpers_of,cpu,cpu) $(B)/cpu/libhost.a $(B)/cpu/libkernels.a $(B)/ref/libref.a
+	$(CXX) $^ $(LIBS) -lcmocka -o $@
+$(TEST_SIM): $(B)/sim/%: $(B)/sim/%.o $$(call helpers_of,sim,sim) $(B)/sim/libhost.a $(B)/sim/libkernels.a $(B)/ref/libref.a
+	$(CXX) $^ $(LIBS) -lcmocka -o $@
+$(TEST_CUDA): $(B)/cuda/%: $(B)/cuda/%.o $$(call helpers_of,cuda,cuda) $(B)/cuda/libhost.a $(B)/cuda/libkernels.a $(B)/ref/libref.a
+	$(CXX) $^ $(LIBS) $(CUDA_LIBS) -lcmocka -o $@
+$(TEST_ASAN): $(B)/simasan/%: $(B)/sim/%.o $$(call helpers_of,sim,simasan) $(B)/sim/libhost.a $(B)/simasan/libkernels.a $(B)/ref/libref.a
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(SIMT_LDFLAGS_asan) $^ $(LIBS) -lcmocka -o $@
+$(TEST_CHECK): $(B)/simcheck/%: $(B)/sim/%.o $$(call helpers_of,sim,simcheck) $(B)/sim/libhost.a $(B)/simcheck/libkernels.a $(B)/ref/libref.a
+	@mkdir -p $(@D)
+	$(SIMT_CXX) $(SIMT_LDFLAGS_check) $^ $(LIBS) -lcmocka -o $@
+
+test-programs: $(TEST_CPU) $(TEST_SIM) $(TEST_ASAN) $(TEST_CHECK) cpu sim
+test: deps ## every test: cpu, the CUDA kernels through the SIMT layer (plain, ASan, race check), nvcc where found
+	@$(MAKE) --no-print-directory -s -j$(JOBS) test-programs
+	$(if $(NVCC),@$(MAKE) --no-print-directory -s -j$(JOBS) cuda,@echo "no nvcc here: the cuda build is not compiled")
+	@tests/run.sh $(TEST_CPU) $(TEST_SIM) $(TEST_ASAN) $(TEST_CHECK) $(TEST_SCRIPTS)
+
+# ---------------------------------------------------------------- the rest
+deps: ## install what is missing (Debian, Ubuntu; as root or with sudo)
+	@tools/deps.sh
+
+# cuda where nvcc and a driver are found, else cpu
+EXECUTOR_HERE = $(if $(and $(NVCC),$(wildcard /dev/nvidiactl)),cuda,cpu)
+demo: deps ## the main job on the bundled small model: runs/demo/report.html
+	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/$(EXECUTOR_HERE)/stagediff
+	@mkdir -p runs
+	$(B)/$(EXECUTOR_HERE)/stagediff run tools/tinyworld/demo.json
+
+bench: deps ## time every kernel and the SAE step on this CPU, beside PyTorch where it is installed
+	@$(MAKE) --no-print-directory -s -j$(JOBS) cpu
+	bench/run.sh $(B)/cpu/bench
+
+fixtures: ## remake the small world and the golden files from seeds (needs Python; downloads PyTorch; hours)
+	tools/tinyworld/make_world.sh
+
+gpu-bundle: ## one folder that tests and times everything on a machine with an NVIDIA GPU
+	tools/gpu_bundle.sh
+
+lint: ## include direction, SIMT house rules, lengths, format, cppcheck
+	@tools/deps.sh lint
+	@tools/lint.sh
+
+format: ## clang-format over the tree
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp' | xargs clang-format -i
+
+clean: ## remove build/
+	rm -rf $(B)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+.PHONY: help cpu sim cuda test test-programs deps demo bench fixtures gpu-bundle lint format clean
 .SECONDARY:
