@@ -10,9 +10,10 @@
  *   op_check(&t, y, "y", ref, plain);
  *   op_end(&t);                                                          frees; fails the cmocka test if anything did
  *
- * Accepted: max error <= 2 * floor_max and RMS error <= 1.25 * floor_rms (OP_GRADIENT: 3 and 1.25), where the floor is the
- * plain computation's error against double, but never less than one rounding of the output type: u * max|ref| and
- * 0.4 u * rms(ref), u = 2^-9 (bf16) or 2^-24 (f32). RMS is judged from 32 elements on. NaN is right only where ref has it;
+ * Accepted: max error <= 2 * floor_max and RMS error <= 1.25 * floor_rms (gradients: 3 and 1.25). The floor is the plain
+ * computation's error against double, but never less than what rounding alone may do, or a lucky draw of few elements would
+ * be the limit: bf16: one rounding, u * max|ref| and 0.4 u * rms(ref), u = 2^-9; f32: a chain of some, 4 u * max|ref| and
+ * 2 u * rms(ref), u = 2^-24; a sum that cancels (op_check_sum): one f32 rounding of sum |terms|. RMS is judged from 32 elements on. NaN is right only where ref has it;
  * infinities must agree. Every check prints both errors, green or not. */
 #ifndef TESTS_KERNELS_OP_TEST_H
 #define TESTS_KERNELS_OP_TEST_H
@@ -105,6 +106,8 @@ void op_after(struct op_test *t, int turn);
 /* Judges an output against the oracle with the floor of `plain`; returns true when accepted. */
 bool op_check(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain);
 bool op_check_gradient(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain);
+/* For sums: `magnitude` is the largest sum of |terms| of any element. */
+bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double magnitude);
 /* Every element equal (copies, permutations), integers equal. */
 bool op_check_exact(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref);
 bool op_check_ints(struct op_test *t, const struct op_buffer *out, const char *what, const int *ref);
