@@ -11,7 +11,8 @@ struct batch { /* host arrays, owned */
     int *position;     /* (n_tokens), from 0 in each sample */
     uint8_t *kinds;    /* (n_tokens), enum token_kind */
     long *sample;      /* (n_samples), index in the data file */
+    int *picture;      /* (n_samples), which of the batch's pictures is the sample's, -1: none */
     float *pixels;     /* (n_images, 3, S, S) pixel values, NULL when none */
 };
-void batch_free(struct batch *b);
+void batch_free(struct batch *b); /* NULL-safe; also of a batch that is all zero */
 #endif

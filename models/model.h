@@ -7,11 +7,15 @@
 #include "models/probe.h"
 struct llama;
 struct clip;
+struct llava;
+struct model_state;
 struct model {
     char *dir;
     struct device *dev;
     struct llama *llm;         /* NULL for a bare CLIP folder */
     struct clip *tower;        /* NULL for a plain LLM */
+    struct llava *bridge;      /* the projector, NULL for a plain LLM and a bare CLIP folder */
+    struct model_state *state; /* scratch of passes and generation */
     struct tokenizer *tokenizer; /* NULL for a bare CLIP folder */
     struct preprocess preprocess;
     enum prompt_template template;
@@ -26,7 +30,10 @@ struct model_options {
     int layers;               /* run only the first so many LLM layers; 0: all (weights beyond are not loaded) */
 };
 int model_open(struct model *m, struct device *dev, const char *dir, const struct model_options *options, struct error *err);
-void model_close(struct model *m);
+void model_close(struct model *m); /* also of a model that is all zero, or whose open failed */
+/* Is there such a point in this model (parts, layer range, layers opened)? The error names both. */
+int model_check_point(const struct model *m, enum probe_point point, int layer, struct error *err);
+int template_parse(const char *name, enum prompt_template *t, struct error *err); /* --template NAME */
 
 /* Packs samples[first .. first+n) into a batch (pictures decoded and preprocessed in parallel). with_answer as prompt_build.
  * Errors name the sample's line. Samples longer than max_positions are an error naming both lengths. */

@@ -12,10 +12,10 @@ enum probe_point {
     PROBE_RESID_MID,       /* blocks.L.hook_resid_mid (N, C) */
     PROBE_MLP_OUT,         /* blocks.L.hook_mlp_out (N, C) */
     PROBE_RESID_POST,      /* blocks.L.hook_resid_post (N, C) */
-    PROBE_FINAL_NORM,      /* ln_final.hook_normalized (N, C), before the norm's weight */
+    PROBE_FINAL_NORM,      /* ln_final.hook_normalized (N, C), before the norm's weight; a copy: edits go nowhere */
     PROBE_LOGITS,          /* logits (N, V) f32 (real_t), whatever act_t is */
     PROBE_VISION_RESID,    /* vision.L.hook_resid_post (B*(1+n), C_vision), class row first */
-    PROBE_VISION_SELECTED, /* vision.selected (B*n, C_vision) */
+    PROBE_VISION_SELECTED, /* vision.selected (B*n, C_vision); n + 1 rows where the class row is kept */
     PROBE_PROJECTOR,       /* projector (B*n, C) */
     PROBE_POINTS
 };
@@ -30,4 +30,15 @@ struct probe {
 /* Names <-> points: "blocks.3.hook_resid_post", "blocks.*.hook_attn_out", "vision.2.hook_resid_post", ...; '*' gives layer -1. */
 int probe_parse(const char *name, enum probe_point *point, int *layer, struct error *err);
 void probe_name(enum probe_point point, int layer, char *out, size_t out_bytes);
+bool probe_has_layer(enum probe_point point);
+
+/* What a forward pass carries: the caller's probes and the batch they are told about. */
+struct probes {
+    const struct probe *at;
+    int n;
+    const struct batch *batch;
+};
+bool probes_want(const struct probes *p, enum probe_point point, int layer); /* layer -1: any */
+/* Runs the probes of a point in the caller's order; -1 with err when one stops the pass. */
+int probes_run(const struct probes *p, struct device *dev, enum probe_point point, int layer, void *x, int rows, int width, struct error *err);
 #endif

@@ -1,0 +1,96 @@
+/* llava.c - pictures to rows of the language model (llava.h). */
+#include "models/llava.h"
+#include "kernels/activation.h"
+#include "kernels/gemm.h"
+#include <string.h>
+
+static act_t *take(struct arena *a, size_t rows, size_t columns)
+{
+    return arena_take(a, rows * columns * sizeof(act_t));
+}
+
+static void layout_weights(struct llava *m, struct arena *a)
+{
+    for (int i = 0; i < m->config.projector_linears; i++) {
+        m->w[i] = take(a, (size_t)m->out, (size_t)(i ? m->out : m->in));
+        m->b[i] = m->config.projector_bias ? take(a, 1, (size_t)m->out) : NULL;
+    }
+}
+
+static void place_weights(struct llava *m, struct weights *w, const struct weight_names *names)
+{
+    const char *p = names->projector ? names->projector : m->config.image_token >= 0 ? "multi_modal_projector." : "model.mm_projector.";
+    for (int i = 0; i < m->config.projector_linears; i++) {
+        char at[32];
+        if (names->projector_hf || m->config.image_token >= 0)
+            snprintf(at, sizeof at, "linear_%d.", i + 1); /* llava-hf */
+        else if (m->config.projector == PROJECTOR_LINEAR)
+            at[0] = 0; /* one nn.Linear */
+        else
+            snprintf(at, sizeof at, "%d.", 2 * i); /* nn.Sequential with GELUs between */
+        weights_place(w, m->w[i], SHAPE2(m->out, i ? m->out : m->in), p, "%sweight", at);
+        if (m->config.projector_bias)
+            weights_place(w, m->b[i], SHAPE1(m->out), p, "%sbias", at);
+    }
+}
+
+int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w, const struct weight_names *names, struct error *err)
+{
+    const int side = tower->S / tower->P;
+    memset(m, 0, sizeof *m);
+    m->config = *config;
+    m->in = tower->C;
+    m->out = C;
+    m->rows = side * side + (config->class_row ? 1 : 0);
+    if (w->dev) {
+        struct arena a = {0};
+        layout_weights(m, &a);
+        if (buffer_reserve(&m->weights, w->dev, a.used, "the projector's weights", err))
+            return -1;
+        a = (struct arena){.base = m->weights.data};
+        layout_weights(m, &a);
+    }
+    place_weights(m, w, names);
+    return w->faults ? -1 : 0;
+}
+
+void llava_close(struct llava *m, struct device *dev)
+{
+    buffer_free(&m->weights, dev);
+    buffer_free(&m->scratch, dev);
+}
+
+int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B, bool projector, const struct probes *probes, struct error *err)
+{
+    const int R = B * m->rows, C = m->out;
+    const size_t count = (size_t)R * (size_t)C;
+    struct arena a = {0};
+    for (int round = 0; round < 2; round++) { /* measure, then place */
+        act_t *selected = take(&a, (size_t)R, (size_t)m->in); /* (R, in) */
+        act_t *x = take(&a, (size_t)R, (size_t)C);            /* (R, C), and its partner of every second linear */
+        act_t *y = take(&a, (size_t)R, (size_t)C);
+        if (round == 0) {
+            if (buffer_reserve(&m->scratch, dev, a.used, "image rows", err))
+                return -1;
+            a = (struct arena){.base = m->scratch.data};
+            continue;
+        }
+        if (clip_forward(tower, dev, selected, pixels, B, m->config.selected, m->config.class_row, probes, err) ||
+            probes_run(probes, dev, PROBE_VISION_SELECTED, -1, selected, R, m->in, err))
+            return -1;
+        if (!projector)
+            return 0;
+        linear_forward(dev, x, selected, m->w[0], m->b[0], R, m->in, C); /* x (R, C) */
+        for (int i = 1; i < m->config.projector_linears; i++) {
+            gelu_forward(dev, x, x, count);
+            linear_forward(dev, y, x, m->w[i], m->b[i], R, C, C);
+            act_t *t = x;
+            x = y;
+            y = t;
+        }
+        if (probes_run(probes, dev, PROBE_PROJECTOR, -1, x, R, C, err))
+            return -1;
+        *image_rows = x;
+    }
+    return 0;
+}
