@@ -18,6 +18,8 @@ void tokenizer_close(struct tokenizer *tok);
 int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes, bool add_special, struct token_list *out, struct error *err);
 /* Malloced UTF-8 text, NUL-terminated; ill-formed bytes become U+FFFD. */
 char *tokenizer_decode(const struct tokenizer *tok, const int *ids, size_t count, bool skip_special);
+/* The same with its length, for text that may hold NUL characters. */
+char *tokenizer_decode_sized(const struct tokenizer *tok, const int *ids, size_t count, bool skip_special, size_t *bytes);
 const char *tokenizer_piece(const struct tokenizer *tok, int id); /* vocabulary string, NULL when out of range */
 bool tokenizer_is_special(const struct tokenizer *tok, int id);
 int tokenizer_id(const struct tokenizer *tok, const char *piece); /* -1 when absent */
