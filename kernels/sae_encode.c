@@ -138,6 +138,7 @@ static size_t place(struct encode *e, char *scratch, int N, int d, int M, int K)
     int rows = N < CHUNK_ROWS ? round_up(N, SAE_TILE_ROWS) : CHUNK_ROWS;
     size_t per_panel = (size_t)SAE_PANEL * (size_t)d * sizeof(float), panels = (size_t)BLOCK_BYTES / per_panel;
     e->block = SAE_PANEL * (int)(panels < 1 ? 1 : panels > 8 ? 8 : panels);
+    if (e->block > round_up(M, SAE_PANEL)) e->block = round_up(M, SAE_PANEL);
     e->capacity = round_up(K + (K < 128 ? 128 : K) + SAE_PANEL, 16);
     e->block_floats = (size_t)e->block * (size_t)d;
     if (e->block_floats < (size_t)LISTS * (size_t)e->capacity) e->block_floats = (size_t)LISTS * (size_t)e->capacity;
