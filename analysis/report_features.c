@@ -1,0 +1,211 @@
+/* report_features.c - the cards of the top adapted features: numbers, and the samples they fire on most, with the picture dimmed
+ * where the feature is silent and the words coloured by its value. Pictures are stored once and referred to. */
+#include "analysis/report.h"
+#include "host/samples.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXAMPLES_SHOWN 5
+
+struct example {
+    long sample;
+    int position, tokens;
+    double value;
+    const char *kind;
+    const uint8_t *kinds;
+    const float *values;
+    json_t *pieces;
+};
+
+static float value_at(const struct example *e, int t)
+{
+    float v;
+    memcpy(&v, e->values + t, sizeof v); /* SQLite promises no alignment */
+    return v;
+}
+
+static int pictures(struct report *r, const char *chosen, struct error *err)
+{
+    sqlite3_stmt *q = NULL;
+    char sql[1024];
+    snprintf(sql, sizeof sql,
+             "SELECT DISTINCT s.sample, s.picture FROM examples e JOIN (%s) t ON e.layer = t.layer AND e.feature = t.feature AND e.regime = ?1"
+             " JOIN samples s ON s.sample = e.sample WHERE e.rank < %d AND s.picture IS NOT NULL ORDER BY s.sample",
+             chosen, EXAMPLES_SHOWN);
+    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)r->c->report_features))
+        return -1;
+    fputs("<svg width=\"0\" height=\"0\" style=\"position:absolute\" aria-hidden=\"true\"><defs>\n", r->out);
+    while (sqlite3_step(q) == SQLITE_ROW) {
+        fprintf(r->out, "<image id=\"p%lld\" width=\"1\" height=\"1\" preserveAspectRatio=\"none\" href=\"data:image/png;base64,", sqlite3_column_int64(q, 0));
+        html_base64(r->out, sqlite3_column_blob(q, 1), (size_t)sqlite3_column_bytes(q, 1));
+        fputs("\"/>\n", r->out);
+    }
+    sqlite3_finalize(q);
+    fputs("</defs></svg>\n", r->out);
+    return 0;
+}
+
+/* The picture under its grid of patches: one square a patch, black where the feature is silent, clear at the feature's maximum. */
+static void picture(struct report *r, const struct example *e, double top)
+{
+    int patches = 0, side = 0, first = 0;
+    for (int t = e->tokens - 1; t >= 0; t--)
+        if (e->kinds[t] == KIND_IMAGE) {
+            patches++;
+            first = t;
+        }
+    while ((side + 1) * (side + 1) <= patches)
+        side++;
+    if (patches == 0)
+        return;
+    fprintf(r->out, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"picture of sample %ld with active patches bright\"><use href=\"#p%ld\" transform=\"scale(%d)\"/>",
+            side, side, e->sample, e->sample, side);
+    for (int p = 0; p < side * side && side * side == patches; p++) {
+        double share = fmin(fmax(value_at(e, first + p) / top, 0), 1);
+        int x = p % side, y = p / side;
+        if (share < 0.995)
+            fprintf(r->out, "<rect x=\"%d\" y=\"%d\" width=\"1.01\" height=\"1.01\" opacity=\"%.2f\">", x, y, 0.72 * pow(1 - share, 0.8));
+        else
+            fprintf(r->out, "<rect x=\"%d\" y=\"%d\" width=\"1\" height=\"1\" fill-opacity=\"0\">", x, y);
+        if (share > 0)
+            fprintf(r->out, "<title>row %d, column %d: %.3g</title>", y, x, (double)value_at(e, first + p));
+        fputs("</rect>", r->out);
+    }
+    if (e->position >= first && e->position < first + patches && side * side == patches)
+        fprintf(r->out, "<rect x=\"%.2f\" y=\"%.2f\" width=\"0.92\" height=\"0.92\" fill=\"none\" stroke=\"#ff9d3c\" stroke-width=\"%.2f\"/>", (e->position - first) % side + 0.04,
+                (e->position - first) / side + 0.04, side / 90.0);
+    fputs("</svg>\n", r->out);
+}
+
+static void word(struct report *r, const struct example *e, int t, double top)
+{
+    const char *text = json_string_value(json_array_get(e->pieces, (size_t)t));
+    double share = fmin(fmax(value_at(e, t) / top, 0), 1);
+    const char *classes = e->kinds[t] == KIND_TEMPLATE ? "t" : "";
+    const char *peak = t == e->position ? " peak" : "";
+    if (share > 0)
+        fprintf(r->out, "<span class=\"%s%s\" style=\"background:rgba(213,94,0,%.2f)%s\" title=\"%.3g\">", classes, peak, 0.1 + 0.75 * share, share > 0.6 ? ";color:#fff" : "",
+                (double)value_at(e, t));
+    else if (*classes)
+        fprintf(r->out, "<span class=\"%s\">", classes);
+    else
+        fputs("<span>", r->out);
+    for (const char *at = text ? text : ""; *at; at++)
+        if (*at == '\n')
+            fputs("\xe2\x8f\x8e", r->out);
+        else
+            html_bytes(r->out, at, 1);
+    fputs("</span>", r->out);
+}
+
+/* Text tokens in order; stretches of template in which the feature is silent become one ellipsis. */
+static void words(struct report *r, const struct example *e, double top)
+{
+    fputs("<div class=\"tokens\">", r->out);
+    for (int t = 0; t < e->tokens;) {
+        int end = t;
+        if (e->kinds[t] == KIND_IMAGE) {
+            while (end < e->tokens && e->kinds[end] == KIND_IMAGE)
+                end++;
+            fputs("<span class=\"t\">[picture] </span>", r->out);
+        } else if (e->kinds[t] == KIND_BOS) {
+            end = t + 1;
+        } else {
+            while (end < e->tokens && e->kinds[end] == KIND_TEMPLATE && value_at(e, end) <= 0)
+                end++;
+            if (end - t > 1)
+                fputs("<span class=\"t\"> &hellip; </span>", r->out);
+            else
+                word(r, e, t, top), end = t + 1;
+        }
+        t = end;
+    }
+    fputs("</div>\n", r->out);
+}
+
+static int examples(struct report *r, int layer, int feature, struct error *err)
+{
+    sqlite3_stmt *q = NULL;
+    double top = 0;
+    if (run_db_prepare(r->db, &q, err,
+                       "SELECT e.sample, e.position, e.kind, e.value, e.token_values, s.tokens, s.kinds FROM examples e JOIN samples s ON s.sample = e.sample"
+                       " WHERE e.regime = ? AND e.layer = ? AND e.feature = ? AND e.rank < ? ORDER BY e.rank",
+                       "tiii", r->summary.diff_regime, (long)layer, (long)feature, (long)EXAMPLES_SHOWN))
+        return -1;
+    fputs("<div class=\"examples\">\n", r->out);
+    while (sqlite3_step(q) == SQLITE_ROW) {
+        struct example e = {sqlite3_column_int64(q, 0), sqlite3_column_int(q, 1), sqlite3_column_bytes(q, 6), sqlite3_column_double(q, 3),
+                            (const char *)sqlite3_column_text(q, 2), sqlite3_column_blob(q, 6), sqlite3_column_blob(q, 4), NULL};
+        if (sqlite3_column_bytes(q, 4) != e.tokens * (int)sizeof(float) || e.value <= 0)
+            continue;
+        top = top > 0 ? top : e.value;
+        e.pieces = json_loads((const char *)sqlite3_column_text(q, 5), JSON_DECODE_ANY, NULL);
+        fputs("<div class=\"example\">", r->out);
+        picture(r, &e, top);
+        words(r, &e, top);
+        fputs("</div>\n", r->out);
+        json_decref(e.pieces);
+    }
+    sqlite3_finalize(q);
+    fputs("</div>\n", r->out);
+    return 0;
+}
+
+static void stat_cell(FILE *out, const char *name, double value)
+{
+    fprintf(out, "<span>%s <b>", name);
+    html_number(out, value);
+    fputs("</b></span>", out);
+}
+
+static int card(struct report *r, sqlite3_stmt *q, struct error *err)
+{
+    int layer = sqlite3_column_int(q, 0), feature = sqlite3_column_int(q, 1);
+    double energy_image = sqlite3_column_double(q, 2), energy_text = sqlite3_column_double(q, 3);
+    fprintf(r->out, "<section class=\"feature\"><h3>Layer %d &middot; feature %d</h3><div class=\"stats\">", layer, feature);
+    stat_cell(r->out, "E<sub>v</sub>", energy_image);
+    stat_cell(r->out, "E<sub>t</sub>", energy_text);
+    if (energy_text > 0)
+        fprintf(r->out, "<span>log<sub>10</sub> E<sub>v</sub>/E<sub>t</sub> <b>%+.2f</b></span>", log10(energy_image / energy_text));
+    else
+        fputs("<span>silent on the base LLM</span>", r->out);
+    stat_cell(r->out, "decoder cosine", sqlite3_column_double(q, 4));
+    stat_cell(r->out, "encoder cosine", sqlite3_column_double(q, 5));
+    fprintf(r->out, "<span>fires on <b>%.1f&thinsp;%%</b> of patches, <b>%.1f&thinsp;%%</b> of words, <b>%.1f&thinsp;%%</b> of the base LLM&rsquo;s tokens</span></div>\n",
+            100 * sqlite3_column_double(q, 6), 100 * sqlite3_column_double(q, 7), 100 * sqlite3_column_double(q, 8));
+    int status = examples(r, layer, feature, err);
+    fputs("</section>\n", r->out);
+    return status;
+}
+
+int report_features(struct report *r, struct error *err)
+{
+    static const char chosen[] = "SELECT x.layer, x.feature FROM (SELECT DISTINCT layer, feature FROM examples WHERE regime = ?1) x JOIN features f"
+                                 " ON f.layer = x.layer AND f.feature = x.feature AND f.regime = ?1 ORDER BY f.energy_image DESC, x.layer, x.feature LIMIT ?2";
+    sqlite3_stmt *q = NULL;
+    char sql[1024];
+    int shown = 0, status = 0;
+    if (r->summary.n_layers == 0)
+        return 0;
+    fputs("<h2 id=\"features\">The strongest adapted features, and what they fire on</h2>\n"
+          "<p>For each feature, the held-out samples on which it is most active. Pictures are shown as the model's vision tower sees them, one square per patch: "
+          "<b>bright where the feature fires, dark where it is silent</b>; the orange frame marks its strongest patch. Words are shaded by the feature's value"
+          "<span class=\"legend\" style=\"background:linear-gradient(90deg,rgba(213,94,0,.1),rgba(213,94,0,.85))\"></span>up to its maximum over the samples shown; "
+          "template text is grey, and left out (&hellip;) where the feature is silent.</p>\n",
+          r->out);
+    if (pictures(r, chosen, err))
+        return -1;
+    snprintf(sql, sizeof sql,
+             "SELECT f.layer, f.feature, f.energy_image, f.energy_text, f.decoder_cosine, f.encoder_cosine, f.fire_patches, f.fire_words, f.fire_text FROM (%s) t"
+             " JOIN features f ON f.layer = t.layer AND f.feature = t.feature AND f.regime = ?1 ORDER BY f.energy_image DESC, f.layer, f.feature",
+             chosen);
+    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)r->c->report_features))
+        return -1;
+    for (; status == 0 && sqlite3_step(q) == SQLITE_ROW; shown++)
+        status = card(r, q, err);
+    sqlite3_finalize(q);
+    if (shown == 0)
+        fputs("<p>No examples were kept in this run.</p>\n", r->out);
+    return status;
+}
