@@ -18,8 +18,11 @@ struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md
     int layer;           /* of the hook, -1 when unknown */
 };
 int sae_load(struct sae_host *s, const char *path, struct error *err); /* folder or file; recognises the format */
+int sae_peek(struct sae_host *s, const char *path, struct error *err); /* the same without the arrays (NULL): configuration only */
 int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err); /* cfg.json + sae_weights.safetensors, atomic */
 void sae_host_free(struct sae_host *s);
+const char *sae_format_name(enum sae_format f);         /* "Llama Scope v1", "SAELens" */
+const char *sae_activation_name(enum sae_activation a); /* "topk", "jumprelu", "relu" */
 /* Random start: seeded unit decoder rows, encoder their copy, biases 0. */
 int sae_random(struct sae_host *s, int d, int M, int K, unsigned long seed, struct error *err);
 
@@ -29,11 +32,19 @@ struct sae { /* on the device */
     int d, M, K;
     float *E, *D, *b_e, *b_d, *threshold, *rank_scale;
     void *E_low;     /* bf16 (M, d) when products are bf16, else NULL */
-    void *scratch;   /* for max_rows rows */
+    void *scratch;   /* of the encoder, for max_rows rows */
+    size_t scratch_bytes;
+    bool scratch_borrowed;
     int max_rows;
 };
+/* Turns a start into a TopK dictionary of k features: the threshold is dropped, weights stay in encode's units (papers.md 1.2).
+ * k 0: the file's own, 50 where it holds none. */
+int sae_make_topk(struct sae_host *s, int k, struct error *err);
 int sae_upload(struct sae *dst, struct device *dev, const struct sae_host *s, int max_rows, bool bf16_products, struct error *err);
 void sae_free(struct sae *s);
+void sae_refresh_low(struct sae *s, const float *E); /* E_low := bf16(E), E on the host; nothing without E_low */
+/* Device bytes of a dictionary (without the encoder's scratch), and of the encoder's scratch. */
+size_t sae_device_bytes(int d, int M, bool bf16_products);
 /* x (N, d) act_t on the device -> indices, values (N, K) on the device, K slots a row; JumpReLU: counts (N) on the device
  * (NULL for TopK), may exceed K. N <= max_rows. */
 void sae_encode(struct sae *s, int *indices, float *values, int *counts, const void *x, int N, int K);

@@ -1,0 +1,32 @@
+/* format.h - inside sae/: one dictionary on disk, recognised, and what every format's reader shares. */
+#ifndef SAE_FORMAT_H
+#define SAE_FORMAT_H
+#include "host/safetensors.h"
+#include "sae/sae.h"
+#include <jansson.h>
+
+struct sae_files { /* owned paths */
+    enum sae_format format;
+    char *folder, *config, *weights;
+};
+/* A folder, or a file in one (the configuration or the weights): which format it is. Formats that are known but not read here
+ * are refused by name. */
+int sae_recognise(struct sae_files *f, const char *path, struct error *err);
+void sae_files_free(struct sae_files *f);
+
+/* Readers: peek fills the scalars from the configuration, load the arrays too. */
+int llama_scope_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
+int saelens_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
+
+/* Configuration values, with errors that name file, key, expected and found. A missing key gives `fallback`. */
+json_t *json_open(const char *path, struct error *err); /* an object; NULL with err */
+int json_bool(const json_t *o, const char *file, const char *key, bool fallback, bool *value, struct error *err);
+int json_number(const json_t *o, const char *file, const char *key, double fallback, double *value, struct error *err);
+int json_count(const json_t *o, const char *file, const char *key, int fallback, int *value, struct error *err); /* 1 .. 2^30 */
+/* A string, or NULL when absent or null; -1 for other types. */
+int json_text(const json_t *o, const char *file, const char *key, const char **value, struct error *err);
+
+/* The tensor (rank 1 or 2, floating point) as f32; transposed: (a, b) stored becomes (b, a). Values that are NaN or infinite are refused. */
+int tensor_load(float **out, const struct safetensors *st, const char *name, int rows, int columns, bool transposed, struct error *err);
+int layer_of_hook(const char *hook); /* -1 when it names none */
+#endif
