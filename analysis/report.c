@@ -70,7 +70,14 @@ static void head(struct report *r)
     fputs("<ul class=\"findings\">\n", r->out);
     for (int i = 0; i < n; i++) {
         fputs("<li>", r->out);
-        html_text(r->out, sentences[i]);
+        for (char *at = sentences[i]; *at;) {
+            char *energy = strstr(at, "E_v");
+            html_bytes(r->out, at, energy ? (size_t)(energy - at) : strlen(at));
+            if (!energy)
+                break;
+            fputs("E<sub>v</sub>", r->out);
+            at = energy + 3;
+        }
         fputs("</li>\n", r->out);
     }
     fputs("</ul>\n", r->out);

@@ -46,7 +46,7 @@ static int pictures(struct report *r, const char *chosen, struct error *err)
     return 0;
 }
 
-/* The picture under its grid of patches: one square a patch, black where the feature is silent, clear at the feature's maximum. */
+/* The picture under its grid of patches: one square a patch, dim where the feature is silent, clear at the feature's maximum. */
 static void picture(struct report *r, const struct example *e, double top)
 {
     int patches = 0, side = 0, first = 0;
@@ -59,19 +59,17 @@ static void picture(struct report *r, const struct example *e, double top)
         side++;
     if (patches == 0)
         return;
-    fprintf(r->out, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"picture of sample %ld with active patches bright\"><use href=\"#p%ld\" transform=\"scale(%d)\"/>",
+    fprintf(r->out, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"picture of sample %ld with active patches bright\"><use href=\"#p%ld\" transform=\"scale(%d)\"/><g fill=\"#0d1b2e\" shape-rendering=\"crispEdges\">",
             side, side, e->sample, e->sample, side);
     for (int p = 0; p < side * side && side * side == patches; p++) {
         double share = fmin(fmax(value_at(e, first + p) / top, 0), 1);
         int x = p % side, y = p / side;
-        if (share < 0.995)
-            fprintf(r->out, "<rect x=\"%d\" y=\"%d\" width=\"1.01\" height=\"1.01\" opacity=\"%.2f\">", x, y, 0.72 * pow(1 - share, 0.8));
-        else
-            fprintf(r->out, "<rect x=\"%d\" y=\"%d\" width=\"1\" height=\"1\" fill-opacity=\"0\">", x, y);
+        fprintf(r->out, "<rect x=\"%d\" y=\"%d\" width=\"1\" height=\"1\" opacity=\"%.2f\">", x, y, 0.62 * pow(1 - share, 0.8));
         if (share > 0)
             fprintf(r->out, "<title>row %d, column %d: %.3g</title>", y, x, (double)value_at(e, first + p));
         fputs("</rect>", r->out);
     }
+    fputs("</g>", r->out);
     if (e->position >= first && e->position < first + patches && side * side == patches)
         fprintf(r->out, "<rect x=\"%.2f\" y=\"%.2f\" width=\"0.92\" height=\"0.92\" fill=\"none\" stroke=\"#ff9d3c\" stroke-width=\"%.2f\"/>", (e->position - first) % side + 0.04,
                 (e->position - first) / side + 0.04, side / 90.0);

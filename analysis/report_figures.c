@@ -24,7 +24,7 @@ static int fvu_block(FILE *script, struct report *r, int row, struct error *err)
     return 0;
 }
 
-static bool fvu_wants_log(const struct run_summary *s)
+static bool fvu_range(const struct run_summary *s, double *lowest, double *highest)
 {
     double low = INFINITY, high = 0;
     for (int row = 0; row < SUMMARY_ROWS; row++)
@@ -32,13 +32,16 @@ static bool fvu_wants_log(const struct run_summary *s)
             low = fmin(low, s->regime[row].fvu.low);
             high = fmax(high, s->regime[row].fvu.high);
         }
-    return low > 0 && high > 12 * low;
+    *lowest = low;
+    *highest = high;
+    return low > 0 && high > 12 * low; /* then the axis is logarithmic */
 }
 
 static int figure_fvu(struct report *r, struct error *err)
 {
     struct figure f;
-    bool logarithmic = fvu_wants_log(&r->summary);
+    double low, high;
+    bool logarithmic = fvu_range(&r->summary, &low, &high);
     if (figure_open(&f, r, 900, 430, err))
         return -1;
     for (int row = 0; row < SUMMARY_ROWS; row++)
@@ -48,12 +51,16 @@ static int figure_fvu(struct report *r, struct error *err)
         }
     fprintf(f.script,
             "set xlabel 'layer' textcolor rgb '#3d434b'\nset ylabel 'FVU%s' textcolor rgb '#3d434b'\n"
-            "set offsets 0.15, 0.15, 0, 0\n%s\nplot ",
-            logarithmic ? " (log scale)" : "", logarithmic ? "set logscale y\nset ytics format '%g'" : "set yrange [0:*]");
+            "set offsets 0.15, 0.15, 0, 0\nset key width -2\n",
+            logarithmic ? " (log scale)" : "");
+    if (logarithmic)
+        fprintf(f.script, "set logscale y\nset yrange [%g:%g]\nset ytics (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)\nplot ", low * 0.8, high * 1.15);
+    else
+        fprintf(f.script, "set yrange [0:*]\nplot ");
     const char *sep = "";
     for (int row = 0; row < SUMMARY_ROWS; row++)
         if (r->summary.regime[row].layers) {
-            fprintf(f.script, "%s$%s using 1:2:xtic(1) with linespoints lc rgb '%s' lw 2.4 pt %d ps 0.75 %s title '%s'", sep, summary_row_name(row), row_colors[row],
+            fprintf(f.script, "%s$%s using 1:2:xtic(1) with linespoints lc rgb '%s' lw 2.4 pt %d ps 0.7 %s title '%s'", sep, summary_row_name(row), row_colors[row],
                     row_points[row], row == SUMMARY_BASE ? "dt 2" : "", summary_row_title(row));
             sep = ", ";
         }
@@ -235,7 +242,7 @@ static int figure_scatter(struct report *r, const struct points *p, struct error
         return -1;
     html_figure_close(r, "Turned and visual",
                       "Each point is one feature of one layer. To the right: stronger on the vision-language model's tokens. Further down: its decoder direction turned further "
-                      "away from where the base model had it. Adapted features (orange) lie right of E_v&nbsp;=&nbsp;%g and below the %g-th percentile of all cosines, %.3f.%s",
+                      "away from where the base model had it. Adapted features (orange) lie right of E<sub>v</sub>&nbsp;=&nbsp;%g and below the %g-th percentile of all cosines, %.3f.%s",
                       s->eps, s->percentile, s->cosine_threshold, subset_note(p, note, sizeof note));
     return 0;
 }

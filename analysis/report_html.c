@@ -100,8 +100,8 @@ const char *const report_css[] = {
     "body{margin:0;background:#fff;color:var(--ink);font:17px/1.6 Charter,'Bitstream Charter','Iowan Old Style','Palatino Linotype',"
     "P052,Georgia,serif}\n"
     "main{max-width:58rem;margin:0 auto;padding:3.5rem 1.5rem 5rem}\n"
-    "h1,h2,h3,figcaption,table,nav,.tiles,.stats,.tokens,.eyebrow,footer,details,figure svg{font-family:system-ui,-apple-system,"
-    "'Segoe UI','Helvetica Neue','Liberation Sans',Arial,sans-serif}\n"
+    "h1,h2,h3,figcaption,table,nav,.tiles,.stats,.tokens,.eyebrow,footer,details,figure svg{font-family:-apple-system,"
+    "'Segoe UI','Helvetica Neue',Roboto,'Liberation Sans',Arial,system-ui,sans-serif}\n"
     "h1{font-size:2.1rem;line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.015em;font-weight:700}\n"
     "h2{font-size:1.4rem;line-height:1.3;margin:3.6rem 0 .8rem;padding-top:1.1rem;border-top:1px solid var(--line)}\n"
     "h3{font-size:1.05rem;margin:0}\n"
@@ -129,7 +129,7 @@ const char *const report_css[] = {
     ".feature{border:1px solid var(--line);border-radius:12px;padding:1.1rem 1.2rem 1.2rem;margin:1.2rem 0;break-inside:avoid}\n"
     ".stats{display:flex;flex-wrap:wrap;gap:.15rem 1.3rem;font-size:.82rem;color:var(--soft);margin:.35rem 0 .9rem;"
     "font-variant-numeric:tabular-nums}.stats b{color:var(--ink);font-weight:600}\n"
-    ".examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(11.5rem,1fr));gap:1rem}\n"
+    ".examples{display:grid;grid-template-columns:repeat(5,1fr);gap:.9rem}\n"
     ".example svg{width:100%;height:auto;display:block;border-radius:6px;background:#000}\n"
     ".tokens{font-size:.78rem;line-height:1.75;margin-top:.45rem;overflow-wrap:anywhere}\n"
     ".tokens span{border-radius:3px;padding:.06em 0;white-space:pre-wrap}.tokens .t{color:#8b929b;font-size:.9em}\n"
@@ -141,7 +141,7 @@ const char *const report_css[] = {
     "pre{background:var(--wash);border-radius:8px;padding:1rem;overflow-x:auto;font:12.5px/1.5 ui-monospace,'SF Mono','Liberation Mono',"
     "Menlo,monospace}\ncode{font:.86em ui-monospace,'SF Mono','Liberation Mono',Menlo,monospace}\n"
     "footer{margin-top:4rem;font-size:.8rem;color:var(--soft)}\n"
-    "@media (max-width:40rem){body{font-size:16px}main{padding-top:2rem}dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}}\n"
+    "@media (max-width:40rem){body{font-size:16px}main{padding-top:2rem}dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}.examples{grid-template-columns:repeat(auto-fill,minmax(8rem,1fr))}}\n"
     "@media print{main{max-width:none;padding:0}nav{display:none}h2{break-after:avoid}}\n",
     NULL,
 };
