@@ -63,11 +63,6 @@ int block_barrier(int id, int n, bool wait, int add, const char *file, int line)
 
 
 /* ---- warp collectives */
-uint32_t live_lanes() {
-    const warp_state &wp = self->warp[self->cur->tid >> 5];
-    return wp.present & ~wp.exited;
-}
-
 static void check_same_place(worker *w, const warp_state *wp, uint32_t lanes, const fiber *f, uint32_t mask) {
     for (uint32_t m = lanes; m; m &= m - 1) {
         int i = __builtin_ctz(m);

@@ -81,7 +81,6 @@ using collective = void (*)(void **arg, uint32_t lanes);
 void warp_collective(uint32_t mask, const char *op, void *arg, collective exec, const char *file, int line);
 /* Barrier id with n threads (0: the whole block). Returns the sum of add over the threads; wait false only arrives. */
 int block_barrier(int id, int n, bool wait, int add, const char *file, int line);
-uint32_t live_lanes();
 void *shared_var(void *tag, const char *name, size_t bytes, size_t align);
 void *dynamic_smem();
 
@@ -165,7 +164,6 @@ inline void __threadfence_system() {}
 inline void __syncwarp(uint32_t mask = 0xffffffffu SIMT_SITE) {
     simt::warp_collective(mask, "__syncwarp", nullptr, simt::syncwarp_exec SIMT_HERE);
 }
-inline unsigned __activemask() { return simt::live_lanes(); }
 template <class T> T __shfl_sync(uint32_t mask, T v, int lane, int width = 32 SIMT_SITE) {
     return simt::shfl("__shfl_sync", mask, v, simt::SHFL_IDX, lane, width SIMT_HERE);
 }
