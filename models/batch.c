@@ -124,7 +124,8 @@ int model_batch(const struct model *m, struct batch *b, const struct samples *s,
         const struct sample *line = &s->at[first + i];
         b->sample[i] = (long)(first + i);
         if (append(m, b, line, (int)i, &capacity, with_answer, err)) {
-            error_context(err, "%s, line %ld", s->path, line->line);
+            if (line->line > 0) /* 0: from the command line */
+                error_context(err, "%s, line %ld", s->path, line->line);
             goto failed;
         }
         b->cu_seqlens[i + 1] = b->n_tokens;

@@ -331,6 +331,7 @@ int config_open(struct checkpoint_config *c, const char *dir, struct error *err)
     int status = -1;
     if (!root || read_layout(&r, &c->layout))
         goto cleanup;
+    c->known = true;
     c->has_llm = c->layout != LAYOUT_CLIP;
     c->has_tower = c->layout == LAYOUT_CLIP || c->layout == LAYOUT_LLAVA_HF;
     if (c->layout == LAYOUT_LLAMA || c->layout == LAYOUT_LLAVA)

@@ -39,6 +39,7 @@ struct llava_config {
     int select_layer;     /* as written, -2: resolved by config_select once the tower's dims are known */
 };
 struct checkpoint_config {
+    bool known; /* the layout could be told, even where config_open failed later */
     enum checkpoint_layout layout;
     bool has_llm, has_tower; /* has_tower: the dims in `clip` are known */
     struct llama_config llm;

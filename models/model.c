@@ -21,8 +21,7 @@ int template_parse(const char *name, enum prompt_template *t, struct error *err)
     return fail(err, "--template %s: unknown; templates: llama_3_1, vicuna_v1, plain, llama3", name);
 }
 
-/* Where the tower's own folder is: --vision-tower, else mm_vision_tower relative to the model, else as a path. Malloced, NULL: nowhere. */
-static char *tower_folder(const char *dir, const char *option, const char *written)
+char *tower_folder(const char *dir, const char *option, const char *written)
 {
     char *inside = *written ? path_join(dir, written) : NULL;
     char *found = NULL;
