@@ -37,6 +37,7 @@ struct run_config { /* CONFIG.json, checked; every path resolved against the con
 };
 int run_config_open(struct run_config *c, const char *path, struct error *err);
 void run_config_free(struct run_config *c);
+int run_config_write(const struct run_config *c, struct error *err); /* `resolved` to OUT/config.json */
 
 /* Opens the data file of training or validation and says which of its samples are meant: [*first, *first + *count). Without a
  * validation file (or with the training file given twice) validation takes the samples after the training ones. */
