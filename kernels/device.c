@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "kernels/device_internal.h"
+#include "kernels/variant.h"
 
 enum { ALIGNMENT = 256 };
 
@@ -66,3 +67,10 @@ void device_zero(struct device *dev, void *dst, size_t bytes) {
 }
 
 void device_sync(struct device *dev) { (void)dev; }
+
+void device_force_variant(struct device *dev, int index) { (void)dev, (void)index; }
+
+const char *attention_variant(int index) {
+    (void)index;
+    return NULL;
+}

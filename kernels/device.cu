@@ -1,6 +1,7 @@
 // device.cu - a CUDA device: one stream, stream-ordered copies. With kernels/simt/ the same calls run on the CPU ("sim").
 #include "kernels/simt/simt.h"
 #include "kernels/device_internal.h"
+#include "kernels/variant.h"
 #include <cstring>
 
 static int fail(char *why, size_t why_bytes, const char *what, cudaError_t error) {
@@ -111,3 +112,5 @@ void device_zero(struct device *dev, void *dst, size_t bytes) {
 }
 
 void device_sync(struct device *dev) { CUDA_CHECK(cudaStreamSynchronize(dev->stream)); }
+
+void device_force_variant(struct device *dev, int index) { dev->variant = index; }

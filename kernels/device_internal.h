@@ -11,8 +11,6 @@
         cudaError_t error_ = (call);                                                                 \
         CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                   \
     } while (0)
-/* Behind every launch: bad launch parameters show here, faults inside the kernel at the next wait. */
-#define LAUNCH_CHECK() CUDA_CHECK(cudaGetLastError())
 
 enum { DEVICE_WORKSPACE_BYTES = 32 << 20 };
 struct device {

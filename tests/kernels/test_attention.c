@@ -5,6 +5,7 @@
 #include "kernels/ref_begin.h"
 #include "kernels/attention.h"
 #include "kernels/ref_end.h"
+#include "kernels/variant.h"
 
 struct sequence {
     int queries, keys;
@@ -43,9 +44,9 @@ static void plain_attention(float *z, float *lse, const double *q, const double 
             }
 }
 
-static void run(const struct row *c) {
+static void run(const struct row *c, int variant) {
     struct op_test t;
-    op_begin(&t, "attention %s S=%d H=%d G=%d D=%d %s scale=%g", c->what, c->S, c->H, c->G, c->D, c->causal ? "causal" : "all", c->scale);
+    op_begin(&t, "attention %s%s%s S=%d H=%d G=%d D=%d %s scale=%g", variant >= 0 ? attention_variant(variant) : "", variant >= 0 ? " " : "", c->what, c->S, c->H, c->G, c->D, c->causal ? "causal" : "all", c->scale);
     int q_start[5] = {0}, k_start[4], k_length[4], max_q = 0, keys = 3; /* keys nobody may see before the first sequence */
     for (int s = 0; s < c->S; s++) {
         q_start[s + 1] = q_start[s] + c->sequence[s].queries;
@@ -61,6 +62,7 @@ static void run(const struct row *c) {
     struct op_buffer *q = op_input(&t, OP_ACT, zn, c->scale), *k = op_given(&t, OP_ACT, kn, key_values), *v = op_given(&t, OP_ACT, kn, value_values);
     struct op_buffer *qs = op_given_int(&t, (size_t)c->S + 1, q_start), *ks = op_given_int(&t, (size_t)c->S, k_start), *kl = op_given_int(&t, (size_t)c->S, k_length);
     struct op_buffer *z = op_output(&t, OP_ACT, zn), *lse = op_output(&t, OP_REAL, (size_t)(rows * c->H));
+    device_force_variant(t.dev, variant);
     double scale = (double)(1.0f / sqrtf((float)c->D));
     OP_RUN(&t, attention_forward(t.dev, z->p, lse->p, q->p, k->p, v->p, qs->p, ks->p, kl->p, c->S, max_q, c->H, c->G, c->D, (float)scale, c->causal));
     double *ref_z = op_ref(&t, zn), *ref_lse = op_ref(&t, lse->n);
@@ -71,6 +73,7 @@ static void run(const struct row *c) {
     op_check(&t, lse, "lse", ref_lse, plain_lse);
     OP_RUN(&t, attention_forward(t.dev, z->p, NULL, q->p, k->p, v->p, qs->p, ks->p, kl->p, c->S, max_q, c->H, c->G, c->D, (float)scale, c->causal));
     op_check(&t, z, "z without lse", ref_z, plain_z);
+    device_force_variant(t.dev, -1);
     op_end(&t);
 }
 
@@ -95,7 +98,10 @@ static void test_attention(void **state) {
         {"small", {{90, 90}}, 1, 2, 1, 32, true, 1e-3},
         {"peaked", {{90, 90}}, 1, 2, 1, 32, true, 10},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) run(&rows[i]);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        run(&rows[i], -1);
+        for (int v = 0; attention_variant(v); v++) run(&rows[i], v);
+    }
 }
 
 int main(void) {
