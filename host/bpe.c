@@ -114,7 +114,7 @@ void bpe_free(struct bpe *b)
     *b = (struct bpe){0};
 }
 
-void bpe_piece(const struct tokenizer *tok, struct bpe *b, const char *piece, size_t bytes, struct token_list *out)
+void bpe_piece(const struct tokenizer *tok, struct bpe *b, const char *piece, size_t bytes, long base, struct token_list *out, struct token_list *starts)
 {
     reserve(b, bytes);
     if (tok->ignore_merges) {
@@ -124,6 +124,8 @@ void bpe_piece(const struct tokenizer *tok, struct bpe *b, const char *piece, si
         int id = tokenizer_find(tok, b->spelled, n);
         if (id >= 0) {
             token_list_push(out, id);
+            if (starts)
+                token_list_push(starts, (int)base);
             return;
         }
     }
@@ -134,13 +136,16 @@ void bpe_piece(const struct tokenizer *tok, struct bpe *b, const char *piece, si
             id = tok->unknown;
         if (id < 0)
             continue;
-        b->symbols[n] = (struct bpe_symbol){id, n - 1, n + 1};
+        b->symbols[n] = (struct bpe_symbol){id, n - 1, n + 1, (int)i};
         n++;
     }
     if (!n)
         return;
     b->symbols[n - 1].next = -1;
     merge_all(tok, b, n);
-    for (int i = 0; i >= 0; i = b->symbols[i].next)
+    for (int i = 0; i >= 0; i = b->symbols[i].next) {
         token_list_push(out, b->symbols[i].id);
+        if (starts)
+            token_list_push(starts, (int)base + b->symbols[i].start);
+    }
 }

@@ -17,7 +17,7 @@ struct sample { /* owned by struct samples; strings NULL when absent */
     char *caption, *relation;
     int label;        /* 0, 1, -1 when absent */
     json_t *json;     /* the whole line */
-    long line;        /* 1-based, for messages */
+    long line;        /* 1-based, for messages; 0: from the command line */
 };
 struct samples {
     struct sample *at;
@@ -36,7 +36,8 @@ struct prompt {
     int count;
     int image_start; /* first image row, -1 without picture */
 };
-/* with_answer: the line's answer is appended (kind answer, then the template's end-of-turn token).
+/* The text: the line's prompt, else its question in the template, else its caption as VSR's yes-no question in the template.
+ * with_answer: the line's answer is appended, tokenised by itself (kind answer), then the template's end-of-turn token.
  * n_image_rows: rows one picture becomes. Rules: docs/cli.md "Data lines"; chunked tokenisation around <image>, one BOS. */
 int prompt_build(struct prompt *p, const struct tokenizer *tok, enum prompt_template t, const struct sample *s, int n_image_rows, bool with_answer, struct error *err);
 void prompt_free(struct prompt *p);

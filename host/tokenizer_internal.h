@@ -44,7 +44,7 @@ struct tokenizer {
 int tokenizer_find(const struct tokenizer *tok, const char *piece, size_t bytes);
 /* bpe.c: scratch memory of one encode call, and the merging of one piece of text. */
 struct bpe_symbol {
-    int id, prev, next;
+    int id, prev, next, start; /* start: byte of the piece */
 };
 struct bpe_candidate {
     int rank, at, left, right, id;
@@ -56,9 +56,12 @@ struct bpe {
     size_t capacity, n_heap;
 };
 void bpe_free(struct bpe *b);
-void bpe_piece(const struct tokenizer *tok, struct bpe *b, const char *piece, size_t bytes, struct token_list *out);
+/* Appends the ids of one piece; starts, unless NULL, gets base + the byte that each begins at. */
+void bpe_piece(const struct tokenizer *tok, struct bpe *b, const char *piece, size_t bytes, long base, struct token_list *out, struct token_list *starts);
 void bpe_table_build(struct tokenizer *tok, size_t n_merges); /* empty table with room for n_merges */
 void bpe_table_put(struct tokenizer *tok, int left, int right, int rank, int id);
+/* tokenizer_text.c: tokenizer_encode without what add_special adds; starts, unless NULL, gets the byte each token begins at. */
+int tokenizer_encode_starts(const struct tokenizer *tok, const char *text, size_t bytes, struct token_list *out, struct token_list *starts, struct error *err);
 /* utf8.c */
 size_t utf8_valid(const char *text, size_t bytes);                      /* bytes of the longest valid beginning */
 int utf8_put(char out[4], unsigned code_point);                         /* bytes written */

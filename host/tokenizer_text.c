@@ -24,7 +24,8 @@ void token_list_free(struct token_list *list)
 struct encoder {
     const struct tokenizer *tok;
     struct bpe bpe;
-    struct token_list *out;
+    struct token_list *out, *starts; /* starts: NULL when nobody asks */
+    const char *text;                /* what starts count from */
     struct error *err;
     pcre2_match_data *match[MAX_STAGES];
 };
@@ -34,7 +35,7 @@ static int split(struct encoder *e, int stage, const char *text, size_t bytes)
     if (!bytes)
         return 0;
     if (stage == e->tok->n_stages) {
-        bpe_piece(e->tok, &e->bpe, text, bytes, e->out);
+        bpe_piece(e->tok, &e->bpe, text, bytes, text - e->text, e->out, e->starts);
         return 0;
     }
     pcre2_code *re = e->tok->stages[stage];
@@ -68,7 +69,13 @@ static int plain_text(struct encoder *e, const char *text, size_t bytes)
     char *spaced = memory_take(bytes + 1, 1);
     *spaced = ' ';
     memcpy(spaced + 1, text, bytes);
-    int rc = split(e, 0, spaced, bytes + 1);
+    struct encoder inner = *e; /* its starts count from one byte before `text`: the blank, given to the first character */
+    size_t first = e->starts ? e->starts->count : 0;
+    inner.text = spaced;
+    int rc = split(&inner, 0, spaced, bytes + 1);
+    e->bpe = inner.bpe;
+    for (size_t i = first; e->starts && i < e->starts->count; i++)
+        e->starts->ids[i] += (int)(text - e->text) - (e->starts->ids[i] > 0);
     free(spaced);
     return rc;
 }
@@ -136,29 +143,37 @@ static int cut_added(struct encoder *e, int pass, const char *text, size_t bytes
         if (from > done && cut_added(e, pass + 1, text + done, from - done))
             return -1;
         token_list_push(e->out, a->id);
+        if (e->starts)
+            token_list_push(e->starts, (int)(text + from - e->text));
         done = i = a->rstrip ? white_after(text, i, bytes) : i;
     }
     return bytes > done ? cut_added(e, pass + 1, text + done, bytes - done) : 0;
 }
 
-int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes, bool add_special, struct token_list *out, struct error *err)
+int tokenizer_encode_starts(const struct tokenizer *tok, const char *text, size_t bytes, struct token_list *out, struct token_list *starts, struct error *err)
 {
     size_t valid = utf8_valid(text, bytes);
     if (valid != bytes)
         return fail(err, "the text is not UTF-8: byte %zu (0x%02x) begins no character", valid, (unsigned char)text[valid]);
     if (bytes > INT_MAX / 4)
         return fail(err, "the text has %zu bytes, more than the %d that can be tokenised at once", bytes, INT_MAX / 4);
-    struct encoder e = {.tok = tok, .out = out, .err = err};
+    struct encoder e = {.tok = tok, .out = out, .starts = starts, .text = text, .err = err};
     for (int i = 0; i < tok->n_stages; i++)
         e.match[i] = pcre2_match_data_create_from_pattern(tok->stages[i], NULL);
-    for (int i = 0; add_special && i < tok->n_prefix; i++)
-        token_list_push(out, tok->prefix[i]);
     int rc = cut_added(&e, 0, text, bytes);
-    for (int i = 0; add_special && i < tok->n_suffix; i++)
-        token_list_push(out, tok->suffix[i]);
     for (int i = 0; i < tok->n_stages; i++)
         pcre2_match_data_free(e.match[i]);
     bpe_free(&e.bpe);
+    return rc;
+}
+
+int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes, bool add_special, struct token_list *out, struct error *err)
+{
+    for (int i = 0; add_special && i < tok->n_prefix; i++)
+        token_list_push(out, tok->prefix[i]);
+    int rc = tokenizer_encode_starts(tok, text, bytes, out, NULL, err);
+    for (int i = 0; add_special && i < tok->n_suffix; i++)
+        token_list_push(out, tok->suffix[i]);
     return rc;
 }
 
