@@ -78,4 +78,13 @@ struct device;
 int stage_train(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+
+/* run_stages.c: stages in order, one row of `stages` for each that is finished. run_stage runs one, records it with its settings
+ * hash and time, and forgets later ones. `hash` is of what the stage depends on: its settings, its input files (size and time of
+ * change), and the hashes of the stages before it. */
+enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_REPORT, RUN_STAGES };
+extern const char *const run_stage_names[RUN_STAGES];
+void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);
+bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage);
+int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err);
 #endif
