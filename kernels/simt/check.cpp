@@ -29,7 +29,10 @@ struct shadow_cell {
 
 /* ---- places: an instruction's offset in the executable, or, with SITE set, an entry of the table of sites */
 constexpr uint32_t SITE = 0x80000000u;
-static struct { const char *file; int line; } sites[1024];
+static struct {
+    const char *file;
+    int line;
+} sites[1024];
 static uint32_t nsites;
 static pthread_mutex_t sites_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -72,8 +75,10 @@ static const char *place_name(uint32_t place, char *buf, size_t size) {
     char last[512] = "";
     while (p && fgets(line, sizeof line, p)) {
         line[strcspn(line, " \n")] = 0;
-        if (first) snprintf(buf, size, "%s", line);
-        else snprintf(last, sizeof last, "%s", line);
+        if (first)
+            snprintf(buf, size, "%s", line);
+        else
+            snprintf(last, sizeof last, "%s", line);
         first = false;
     }
     if (p) pclose(p);
@@ -182,8 +187,9 @@ static void shared_access(worker *w, size_t off, size_t bytes, access_kind kind,
             c.reader[0] = c.reader[1] = 0;
             continue;
         }
-        int slot = !c.reader[0] || ordered(w, c.reader[0], tid) ? 0
-                 : !c.reader[1] || ordered(w, c.reader[1], tid) || (c.reader[0] & 1023) >> 5 == (c.reader[1] & 1023) >> 5 ? 1 : -1;
+        int slot = !c.reader[0] || ordered(w, c.reader[0], tid)                                                             ? 0
+                   : !c.reader[1] || ordered(w, c.reader[1], tid) || (c.reader[0] & 1023) >> 5 == (c.reader[1] & 1023) >> 5 ? 1
+                                                                                                                            : -1;
         if (slot < 0) continue;
         c.reader[slot] = me;
         c.reader_pc[slot] = place;
@@ -265,8 +271,8 @@ static void other_access(worker *w, const void *p, size_t bytes, access_kind kin
         if (!any || a + bytes > found.p + found.bytes) {
             char where[600], near_[120] = "no device allocation (host pointer?)";
             if (any && a < found.p + found.bytes + PAGE)
-                snprintf(near_, sizeof near_, "%zd B past the end of an allocation of %zu B", a - found.p - static_cast<ssize_t>(found.bytes),
-                         found.bytes);
+                snprintf(near_, sizeof near_, "%zd B past the end of an allocation of %zu B",
+                         a - found.p - static_cast<ssize_t>(found.bytes), found.bytes);
             fail("global %s of %zu B at %p: %s, at %s", kind_name[kind], bytes, p, near_, place_name(place, where, sizeof where));
         }
         last = found;
@@ -280,16 +286,20 @@ void check_access_pc(const void *p, size_t bytes, access_kind kind, const void *
     worker *w = self;
     if (!check_on || !w || !bytes) return;
     size_t off = static_cast<size_t>(static_cast<const char *>(p) - w->arena);
-    if (off < ARENA_BYTES) shared_access(w, off, bytes, kind, w->cur->tid, place_of(pc));
-    else other_access(w, p, bytes, kind, place_of(pc));
+    if (off < ARENA_BYTES)
+        shared_access(w, off, bytes, kind, w->cur->tid, place_of(pc));
+    else
+        other_access(w, p, bytes, kind, place_of(pc));
 }
 void check_access(const void *p, size_t bytes, access_kind kind, int lane) {
     worker *w = self;
     if (!check_on) return;
     size_t off = static_cast<size_t>(static_cast<const char *>(p) - w->arena);
     uint32_t place = site_of(w->cur->file, w->cur->line);
-    if (off < ARENA_BYTES) shared_access(w, off, bytes, kind, (w->cur->tid & ~31) | lane, place);
-    else other_access(w, p, bytes, kind, place);
+    if (off < ARENA_BYTES)
+        shared_access(w, off, bytes, kind, (w->cur->tid & ~31) | lane, place);
+    else
+        other_access(w, p, bytes, kind, place);
 }
 } /* namespace simt */
 
@@ -304,10 +314,10 @@ static void aligned_access(const void *p, size_t bytes, simt::access_kind kind, 
     simt::check_access_pc(p, bytes, kind, pc);
 }
 extern "C" {
-#define TSAN_ACCESS(n)                                                                                            \
-    void __tsan_read##n(void *p) { aligned_access(p, n, simt::ACCESS_READ, HERE); }                               \
-    void __tsan_write##n(void *p) { aligned_access(p, n, simt::ACCESS_WRITE, HERE); }                             \
-    void __tsan_unaligned_read##n(void *p) { simt::check_access_pc(p, n, simt::ACCESS_READ, HERE); }              \
+#define TSAN_ACCESS(n)                                                                                                                     \
+    void __tsan_read##n(void *p) { aligned_access(p, n, simt::ACCESS_READ, HERE); }                                                        \
+    void __tsan_write##n(void *p) { aligned_access(p, n, simt::ACCESS_WRITE, HERE); }                                                      \
+    void __tsan_unaligned_read##n(void *p) { simt::check_access_pc(p, n, simt::ACCESS_READ, HERE); }                                       \
     void __tsan_unaligned_write##n(void *p) { simt::check_access_pc(p, n, simt::ACCESS_WRITE, HERE); }
 TSAN_ACCESS(1)
 TSAN_ACCESS(2)
@@ -336,14 +346,14 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 /* Atomics of host code in an instrumented file: guards of static variables, std::atomic. */
-#define TSAN_ATOMIC(bits, T)                                                                                      \
-    T __tsan_atomic##bits##_load(const volatile T *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }       \
-    void __tsan_atomic##bits##_store(volatile T *p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }       \
-    T __tsan_atomic##bits##_exchange(volatile T *p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
-    T __tsan_atomic##bits##_fetch_add(volatile T *p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
-    T __tsan_atomic##bits##_fetch_sub(volatile T *p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); } \
-    int __tsan_atomic##bits##_compare_exchange_strong(volatile T *p, T *c, T v, int, int) {                       \
-        return __atomic_compare_exchange_n(p, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                   \
+#define TSAN_ATOMIC(bits, T)                                                                                                               \
+    T __tsan_atomic##bits##_load(const volatile T *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }                                \
+    void __tsan_atomic##bits##_store(volatile T *p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }                                \
+    T __tsan_atomic##bits##_exchange(volatile T *p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }                      \
+    T __tsan_atomic##bits##_fetch_add(volatile T *p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }                      \
+    T __tsan_atomic##bits##_fetch_sub(volatile T *p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }                      \
+    int __tsan_atomic##bits##_compare_exchange_strong(volatile T *p, T *c, T v, int, int) {                                                \
+        return __atomic_compare_exchange_n(p, c, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                                            \
     }
 TSAN_ATOMIC(8, uint8_t)
 TSAN_ATOMIC(32, uint32_t)

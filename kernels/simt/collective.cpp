@@ -20,19 +20,20 @@ static void complete(worker *w, barrier *b) {
     b->result = b->sum;
 }
 
-static void check_arrival(worker *w, const barrier *b, int id, int n, const char *file, int line) {
+[[noreturn]] static void fail_divergent(worker *w, const barrier *b, const char *file, int line) {
     char who[3000];
+    report_waiters(w, who, sizeof who);
+    fail("divergent __syncthreads: this thread is at %s:%d, %d thread(s) wait at %s:%d%s", file, line, b->arrived, b->file, b->line, who);
+}
+
+static void check_arrival(worker *w, const barrier *b, int id, int n, const char *file, int line) {
     if (id < 0 || id >= MAX_BARRIERS) fail("barrier id %d is not in 0..15, at %s:%d", id, file, line);
     if (n % 32 || n > (w->nthreads + 31) / 32 * 32)
         fail("barrier %d of %d threads at %s:%d: not a multiple of 32 or more than the block has", id, n, file, line);
     if (b->arrived && b->expected != n)
         fail("barrier %d: %d threads expected at %s:%d, %d at %s:%d", id, b->expected, b->file, b->line, n, file, line);
-    if (n) return;
-    report_waiters(w, who, b->arrived && b->line != line ? sizeof who : 1);
-    if (b->arrived && (b->line != line || strcmp(b->file, file)))
-        fail("divergent __syncthreads: this thread is at %s:%d, %d thread(s) wait at %s:%d%s", file, line, b->arrived, b->file,
-             b->line, who);
-    if (w->done) fail("__syncthreads %s:%d after %d thread(s) of the block exited", file, line, w->done);
+    if (n == 0 && b->arrived && (b->line != line || strcmp(b->file, file))) fail_divergent(w, b, file, line);
+    if (n == 0 && w->done) fail("__syncthreads %s:%d after %d thread(s) of the block exited", file, line, w->done);
 }
 
 int block_barrier(int id, int n, bool wait, int add, const char *file, int line) {
@@ -60,7 +61,6 @@ int block_barrier(int id, int n, bool wait, int add, const char *file, int line)
     }
     return b->result;
 }
-
 
 /* ---- warp collectives */
 static void check_same_place(worker *w, const warp_state *wp, uint32_t lanes, const fiber *f, uint32_t mask) {
@@ -103,8 +103,7 @@ void warp_collective(uint32_t mask, const char *op, void *arg, collective exec, 
 void waits_thread_exits(worker *w, fiber *f) {
     const barrier *b = &w->bar[0];
     const warp_state *wp = &w->warp[f->tid >> 5];
-    if (b->arrived && b->expected == 0)
-        fail("thread exits while %d thread(s) wait at __syncthreads %s:%d", b->arrived, b->file, b->line);
+    if (b->arrived && b->expected == 0) fail("thread exits while %d thread(s) wait at __syncthreads %s:%d", b->arrived, b->file, b->line);
     for (uint32_t m = wp->arrived; m; m &= m - 1) {
         int i = __builtin_ctz(m);
         const fiber *o = w->by_tid[(f->tid & ~31) + i];
@@ -168,7 +167,8 @@ void *shared_var(void *tag, const char *name, size_t bytes, size_t align) {
     if (align < 16) align = 16;
     size_t off = (w->arena_top + RED_ZONE + align - 1) & ~(align - 1), total = bytes;
     for (int i = 0; i < w->nvars; i++) total += w->var[i].bytes;
-    if (total > SMEM_DEFAULT) fail("static shared memory of %zu B, with %s, is over the %zu B that a kernel can have", total, name, SMEM_DEFAULT);
+    if (total > SMEM_DEFAULT)
+        fail("static shared memory of %zu B, with %s, is over the %zu B that a kernel can have", total, name, SMEM_DEFAULT);
     if (w->nvars == static_cast<int>(sizeof w->var / sizeof w->var[0])) fail("too many shared variables: %s", name);
     w->var[w->nvars++] = {tag, name, off, bytes};
     w->arena_top = off + bytes;
@@ -190,9 +190,11 @@ void describe_smem(worker *w, size_t off, char *buf, size_t size) {
             snprintf(buf, size, "shared %s + %zu B", w->var[i].name, off - w->var[i].off);
             return;
         }
-    if (off >= DYN_OFFSET && off < DYN_OFFSET + w->dyn_bytes) snprintf(buf, size, "dynamic shared + %zu B", off - DYN_OFFSET);
-    else snprintf(buf, size, "unallocated shared memory, %zd B from the start of the dynamic part of %zu B",
-                  static_cast<ssize_t>(off - DYN_OFFSET), w->dyn_bytes);
+    if (off >= DYN_OFFSET && off < DYN_OFFSET + w->dyn_bytes)
+        snprintf(buf, size, "dynamic shared + %zu B", off - DYN_OFFSET);
+    else
+        snprintf(buf, size, "unallocated shared memory, %zd B from the start of the dynamic part of %zu B",
+                 static_cast<ssize_t>(off - DYN_OFFSET), w->dyn_bytes);
 }
 } /* namespace simt */
 
@@ -205,9 +207,12 @@ template <class T, class F> static T update(T *p, const void *pc, F f) {
     while (!__atomic_compare_exchange(p, &old, &now, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
-#define ATOMIC(name, T, result)                                                                                   \
-    T name(T *p, T v) {                                                                                           \
-        return update(p, __builtin_return_address(0), [v](T old) { (void)old; return static_cast<T>(result); });  \
+#define ATOMIC(name, T, result)                                                                                                            \
+    T name(T *p, T v) {                                                                                                                    \
+        return update(p, __builtin_return_address(0), [v](T old) {                                                                         \
+            (void)old;                                                                                                                     \
+            return static_cast<T>(result);                                                                                                 \
+        });                                                                                                                                \
     }
 ATOMIC(atomicAdd, int, static_cast<unsigned>(old) + static_cast<unsigned>(v))
 ATOMIC(atomicAdd, unsigned, old + v)
@@ -227,13 +232,13 @@ ATOMIC(atomicExch, int, v)
 ATOMIC(atomicExch, unsigned, v)
 ATOMIC(atomicExch, unsigned long long, v)
 ATOMIC(atomicExch, float, v)
-ATOMIC(atomicOr, int, old | v)
-ATOMIC(atomicOr, unsigned, old | v)
-ATOMIC(atomicAnd, int, old & v)
-ATOMIC(atomicAnd, unsigned, old & v)
-#define ATOMIC_CAS(T)                                                                                             \
-    T atomicCAS(T *p, T expected, T v) {                                                                          \
-        return update(p, __builtin_return_address(0), [expected, v](T old) { return old == expected ? v : old; }); \
+ATOMIC(atomicOr, int, (old | v))
+ATOMIC(atomicOr, unsigned, (old | v))
+ATOMIC(atomicAnd, int, (old & v))
+ATOMIC(atomicAnd, unsigned, (old & v))
+#define ATOMIC_CAS(T)                                                                                                                      \
+    T atomicCAS(T *p, T expected, T v) {                                                                                                   \
+        return update(p, __builtin_return_address(0), [expected, v](T old) { return old == expected ? v : old; });                         \
     }
 ATOMIC_CAS(int)
 ATOMIC_CAS(unsigned)

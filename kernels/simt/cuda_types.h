@@ -11,15 +11,30 @@
 #include <string.h>
 
 /* ---- vector types: x, y, z, w in memory order; 2 and 4 element types are aligned to their size, at most to 16 bytes */
-#define SIMT_VEC2(T, V, ALIGN)                                                                                  \
-    typedef struct __attribute__((aligned(ALIGN))) V { T x, y; } V;                                             \
-    static inline V make_##V(T x, T y) { V v = {x, y}; return v; }
-#define SIMT_VEC3(T, V)                                                                                         \
-    typedef struct V { T x, y, z; } V;                                                                          \
-    static inline V make_##V(T x, T y, T z) { V v = {x, y, z}; return v; }
-#define SIMT_VEC4(T, V, ALIGN)                                                                                  \
-    typedef struct __attribute__((aligned(ALIGN))) V { T x, y, z, w; } V;                                       \
-    static inline V make_##V(T x, T y, T z, T w) { V v = {x, y, z, w}; return v; }
+#define SIMT_VEC2(T, V, ALIGN)                                                                                                             \
+    typedef struct __attribute__((aligned(ALIGN))) V {                                                                                     \
+        T x, y;                                                                                                                            \
+    } V;                                                                                                                                   \
+    static inline V make_##V(T x, T y) {                                                                                                   \
+        V v = {x, y};                                                                                                                      \
+        return v;                                                                                                                          \
+    }
+#define SIMT_VEC3(T, V)                                                                                                                    \
+    typedef struct V {                                                                                                                     \
+        T x, y, z;                                                                                                                         \
+    } V;                                                                                                                                   \
+    static inline V make_##V(T x, T y, T z) {                                                                                              \
+        V v = {x, y, z};                                                                                                                   \
+        return v;                                                                                                                          \
+    }
+#define SIMT_VEC4(T, V, ALIGN)                                                                                                             \
+    typedef struct __attribute__((aligned(ALIGN))) V {                                                                                     \
+        T x, y, z, w;                                                                                                                      \
+    } V;                                                                                                                                   \
+    static inline V make_##V(T x, T y, T z, T w) {                                                                                         \
+        V v = {x, y, z, w};                                                                                                                \
+        return v;                                                                                                                          \
+    }
 SIMT_VEC2(signed char, char2, 2)
 SIMT_VEC4(signed char, char4, 4)
 SIMT_VEC2(unsigned char, uchar2, 2)
@@ -48,35 +63,49 @@ struct dim3 {
     constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 #else
-typedef struct dim3 { unsigned x, y, z; } dim3;
+typedef struct dim3 {
+    unsigned x, y, z;
+} dim3;
 #endif
 
 /* ---- runtime: types */
 typedef struct CUstream_st *cudaStream_t;
 typedef struct CUevent_st *cudaEvent_t;
 typedef enum cudaError {
-    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9,
-    cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorNotReady = 600,
-    cudaErrorNotSupported = 801, cudaErrorUnknown = 999
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorInvalidResourceHandle = 400,
+    cudaErrorNotReady = 600,
+    cudaErrorNotSupported = 801,
+    cudaErrorUnknown = 999
 } cudaError_t;
 enum cudaMemcpyKind {
-    cudaMemcpyHostToHost = 0, cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3,
+    cudaMemcpyHostToHost = 0,
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost = 2,
+    cudaMemcpyDeviceToDevice = 3,
     cudaMemcpyDefault = 4
 };
-enum cudaFuncAttribute {
-    cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9
-};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 enum cudaDeviceAttr {
-    cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrMaxSharedMemoryPerBlock = 8, cudaDevAttrWarpSize = 10,
-    cudaDevAttrMultiProcessorCount = 16, cudaDevAttrL2CacheSize = 38, cudaDevAttrComputeCapabilityMajor = 75,
-    cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+    cudaDevAttrMaxThreadsPerBlock = 1,
+    cudaDevAttrMaxSharedMemoryPerBlock = 8,
+    cudaDevAttrWarpSize = 10,
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrL2CacheSize = 38,
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
-#define cudaStreamDefault 0x0u
-#define cudaStreamNonBlocking 0x1u
-#define cudaEventDefault 0x0u
-#define cudaEventBlockingSync 0x1u
-#define cudaEventDisableTiming 0x2u
-#define cudaHostAllocDefault 0x0u
+#define cudaStreamDefault       0x0u
+#define cudaStreamNonBlocking   0x1u
+#define cudaEventDefault        0x0u
+#define cudaEventBlockingSync   0x1u
+#define cudaEventDisableTiming  0x2u
+#define cudaHostAllocDefault    0x0u
 #define cudaHostRegisterDefault 0x0u
 struct cudaDeviceProp { /* the members that stagediff reads */
     char name[256];
@@ -102,8 +131,7 @@ cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void *p);
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream);
-cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
-                         enum cudaMemcpyKind kind);
+cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height, enum cudaMemcpyKind kind);
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
                               enum cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemset(void *p, int value, size_t bytes);
@@ -166,7 +194,9 @@ struct __nv_bfloat16 {
     __nv_bfloat16(float f) : bits(simt_bf16_from_float(f)) {}
     operator float() const { return simt_bf16_to_float(bits); }
 };
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 typedef __nv_bfloat16 nv_bfloat16;
 typedef __nv_bfloat162 nv_bfloat162;
 __nv_bfloat16 operator+(__nv_bfloat16, __nv_bfloat16) = delete;
@@ -177,7 +207,11 @@ __nv_bfloat16 operator/(__nv_bfloat16, __nv_bfloat16) = delete;
 static inline float __bfloat162float(__nv_bfloat16 a) { return simt_bf16_to_float(a.bits); }
 static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
 static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
-static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { __nv_bfloat16 a; a.bits = u; return a; }
+static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) {
+    __nv_bfloat16 a;
+    a.bits = u;
+    return a;
+}
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 a) { return a.bits; }
 static inline __nv_bfloat162 make_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
 static inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
@@ -193,9 +227,7 @@ static inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) { return v.y; }
 static inline __nv_bfloat16 __hadd(__nv_bfloat16 a, __nv_bfloat16 b) { return (float)a + (float)b; }
 static inline __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) { return (float)a - (float)b; }
 static inline __nv_bfloat16 __hmul(__nv_bfloat16 a, __nv_bfloat16 b) { return (float)a * (float)b; }
-static inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
-    return __builtin_fmaf(a, b, c);
-}
+static inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) { return __builtin_fmaf(a, b, c); }
 static inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) { return {__hadd(a.x, b.x), __hadd(a.y, b.y)}; }
 static inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) { return {__hmul(a.x, b.x), __hmul(a.y, b.y)}; }
 static inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {

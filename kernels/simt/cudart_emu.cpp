@@ -11,14 +11,24 @@
 #include <sys/mman.h>
 #include <time.h>
 
-struct CUstream_st { int unused; };
-struct CUevent_st { double seconds; bool recorded; };
+struct CUstream_st {
+    int unused;
+};
+struct CUevent_st {
+    double seconds;
+    bool recorded;
+};
 
 namespace simt {
 constexpr unsigned char GUARD = 0xa5;
 constexpr int NDEVICES = 1;
-struct region { size_t bytes; char *map; size_t map_bytes; global_cell *cells; };
-static std::map<uintptr_t, region> regions;  /* by address */
+struct region {
+    size_t bytes;
+    char *map;
+    size_t map_bytes;
+    global_cell *cells;
+};
+static std::map<uintptr_t, region> regions;   /* by address */
 static std::map<const void *, size_t> limits; /* kernels with a raised limit of dynamic shared memory */
 static std::mutex lock;
 unsigned allocation_epoch = 1;
@@ -84,8 +94,8 @@ static cudaError_t allocate(void **out, size_t bytes) {
     if (!bytes) return cudaSuccess;
     if (!map_region(bytes, &r, &p)) return cudaErrorMemoryAllocation;
     if (check_on) {
-        void *m = mmap(nullptr, (bytes / 2 + 1) * sizeof(global_cell), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *m = mmap(nullptr, (bytes / 2 + 1) * sizeof(global_cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0);
         if (m == MAP_FAILED) return cudaErrorMemoryAllocation;
         r.cells = static_cast<global_cell *>(m);
     }
@@ -135,7 +145,10 @@ static double now() {
     return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-static const struct { cudaError_t code; const char *name, *text; } errors[] = {
+static const struct {
+    cudaError_t code;
+    const char *name, *text;
+} errors[] = {
     {cudaSuccess, "cudaSuccess", "no error"},
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
@@ -164,9 +177,7 @@ cudaError_t cudaFreeHost(void *p) {
 }
 cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) { return result(p && bytes ? cudaSuccess : cudaErrorInvalidValue); }
 cudaError_t cudaHostUnregister(void *p) { return result(p ? cudaSuccess : cudaErrorInvalidValue); }
-cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) {
-    return result(simt::copy(dst, src, bytes, kind));
-}
+cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) { return result(simt::copy(dst, src, bytes, kind)); }
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
     return cudaMemcpy(dst, src, bytes, kind);
 }
@@ -178,8 +189,8 @@ cudaError_t cudaMemcpy2D(void *dst, size_t dpitch, const void *src, size_t spitc
     }
     return cudaSuccess;
 }
-cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t) {
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dpitch, const void *src, size_t spitch, size_t width, size_t height, cudaMemcpyKind kind,
+                              cudaStream_t) {
     return cudaMemcpy2D(dst, dpitch, src, spitch, width, height, kind);
 }
 cudaError_t cudaMemset(void *p, int value, size_t bytes) {
@@ -270,9 +281,7 @@ cudaError_t cudaGetDevice(int *device) {
     *device = 0;
     return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) {
-    return result(device >= 0 && device < simt::NDEVICES ? cudaSuccess : cudaErrorInvalidDevice);
-}
+cudaError_t cudaSetDevice(int device) { return result(device >= 0 && device < simt::NDEVICES ? cudaSuccess : cudaErrorInvalidDevice); }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device) {
     if (device < 0 || device >= simt::NDEVICES) return result(cudaErrorInvalidDevice);
     memset(prop, 0, sizeof *prop);
@@ -295,15 +304,32 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int dev
     cudaError_t e = cudaGetDeviceProperties(&prop, device);
     if (e != cudaSuccess) return e;
     switch (attr) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = prop.maxThreadsPerBlock; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = static_cast<int>(prop.sharedMemPerBlock); break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(prop.sharedMemPerBlockOptin); break;
-    case cudaDevAttrWarpSize: *value = prop.warpSize; break;
-    case cudaDevAttrMultiProcessorCount: *value = prop.multiProcessorCount; break;
-    case cudaDevAttrL2CacheSize: *value = prop.l2CacheSize; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = prop.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = prop.minor; break;
-    default: return result(cudaErrorInvalidValue);
+    case cudaDevAttrMaxThreadsPerBlock:
+        *value = prop.maxThreadsPerBlock;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+        *value = static_cast<int>(prop.sharedMemPerBlock);
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *value = static_cast<int>(prop.sharedMemPerBlockOptin);
+        break;
+    case cudaDevAttrWarpSize:
+        *value = prop.warpSize;
+        break;
+    case cudaDevAttrMultiProcessorCount:
+        *value = prop.multiProcessorCount;
+        break;
+    case cudaDevAttrL2CacheSize:
+        *value = prop.l2CacheSize;
+        break;
+    case cudaDevAttrComputeCapabilityMajor:
+        *value = prop.major;
+        break;
+    case cudaDevAttrComputeCapabilityMinor:
+        *value = prop.minor;
+        break;
+    default:
+        return result(cudaErrorInvalidValue);
     }
     return cudaSuccess;
 }

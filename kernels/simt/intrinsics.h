@@ -17,12 +17,12 @@ inline float fast_exp(float x) { return exp2f(x * 1.44269504f); }
 inline float fast_log(float x) { return log2f(x) * 0.693147181f; }
 inline float fast_pow(float x, float y) { return exp2f(y * log2f(x)); }
 } /* namespace simt */
-#define __expf(x) simt::fast_exp(x)
-#define __logf(x) simt::fast_log(x)
-#define __log2f(x) log2f(x)
+#define __expf(x)    simt::fast_exp(x)
+#define __logf(x)    simt::fast_log(x)
+#define __log2f(x)   log2f(x)
 #define __powf(x, y) simt::fast_pow(x, y)
-#define __sinf(x) sinf(x)
-#define __cosf(x) cosf(x)
+#define __sinf(x)    sinf(x)
+#define __cosf(x)    cosf(x)
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
@@ -39,9 +39,7 @@ inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 
 /* ---- conversions; float to int saturates and maps NaN to 0, as cvt does */
 namespace simt {
-inline int to_int(double x) {
-    return x != x ? 0 : x >= 2147483647.0 ? INT_MAX : x <= -2147483648.0 ? INT_MIN : static_cast<int>(x);
-}
+inline int to_int(double x) { return x != x ? 0 : x >= 2147483647.0 ? INT_MAX : x <= -2147483648.0 ? INT_MIN : static_cast<int>(x); }
 } /* namespace simt */
 inline int __float2int_rn(float x) { return simt::to_int(nearbyint(static_cast<double>(x))); }
 inline int __float2int_rz(float x) { return simt::to_int(static_cast<double>(x)); }
@@ -68,8 +66,8 @@ inline long long __double_as_longlong(double x) { return simt::bits<long long>(x
 inline double __longlong_as_double(long long x) { return simt::bits<double>(x); }
 
 /* ---- integers */
-#define SIMT_MIN_MAX(T)                                                                                           \
-    inline T min(T a, T b) { return a < b ? a : b; }                                                              \
+#define SIMT_MIN_MAX(T)                                                                                                                    \
+    inline T min(T a, T b) { return a < b ? a : b; }                                                                                       \
     inline T max(T a, T b) { return a > b ? a : b; }
 SIMT_MIN_MAX(int)
 SIMT_MIN_MAX(unsigned)

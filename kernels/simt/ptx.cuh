@@ -37,16 +37,10 @@ PTX_FN void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
                  : "memory");
 }
 PTX_FN void ldmatrix_x2(uint32_t (&r)[2], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(smem_u32(row))
-                 : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(smem_u32(row)) : "memory");
 }
 PTX_FN void ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(smem_u32(row))
-                 : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(smem_u32(row)) : "memory");
 }
 PTX_FN void cp_async16(void *dst, const void *src, bool pred = true) {
     int bytes = pred ? 16 : 0;
@@ -58,9 +52,18 @@ PTX_FN void bar_sync(int id, int n) { asm volatile("bar.sync %0, %1;" ::"r"(id),
 PTX_FN void bar_arrive(int id, int n) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory"); }
 
 #else
-struct mma_arg { float *d; const uint32_t *a; uint32_t b[2]; };
+struct mma_arg {
+    float *d;
+    const uint32_t *a;
+    uint32_t b[2];
+};
 void mma_16816_exec(void **arg, uint32_t lanes);
-struct ldmatrix_arg { uint32_t *r; const void *row; int count; bool trans; };
+struct ldmatrix_arg {
+    uint32_t *r;
+    const void *row;
+    int count;
+    bool trans;
+};
 void ldmatrix_exec(void **arg, uint32_t lanes);
 void cp_async(void *dst, const void *src, bool pred, const char *file, int line);
 void cp_async_close();

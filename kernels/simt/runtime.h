@@ -20,8 +20,8 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #else
-#define SIMT_ASAN 0
-#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#define SIMT_ASAN                         0
+#define ASAN_POISON_MEMORY_REGION(p, n)   ((void)(p), (void)(n))
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
@@ -33,7 +33,7 @@ constexpr size_t STACK_BYTES = SIMT_ASAN ? 256 * 1024 : 64 * 1024;
  * aligned to 128 bytes and to no more, so that code which needs more than DYN_SMEM promises fails here too. */
 constexpr size_t ARENA_BYTES = 256 * 1024, DYN_OFFSET = 1024 + 128, RED_ZONE = 32;
 constexpr size_t SMEM_DEFAULT = 48 * 1024, SMEM_OPTIN = 163 * 1024; /* dynamic bytes per block of sm_80: without and with opt-in */
-constexpr unsigned char POISON = 0xff; /* NaN in f32, bf16 and f64; -1 in integers */
+constexpr unsigned char POISON = 0xff;                              /* NaN in f32, bf16 and f64; -1 in integers */
 
 struct async_copy { /* cp.async in flight: the target holds NaN until the issuing thread waits for the group */
     char *dst;
@@ -41,16 +41,16 @@ struct async_copy { /* cp.async in flight: the target holds NaN until the issuin
     unsigned char data[16];
 };
 struct fiber {
-    void *sp;           /* saved stack pointer while not running */
-    char *stack;        /* lowest address, above a guard page */
+    void *sp;    /* saved stack pointer while not running */
+    char *stack; /* lowest address, above a guard page */
     size_t stack_bytes;
     void *asan_stack;
-    int tid;            /* thread of the block that it runs now */
+    int tid; /* thread of the block that it runs now */
     uint3 thread_idx;
     const char *what, *file; /* what it waits for, where; what is null while it runs */
     int line;
     std::vector<async_copy> copies;
-    int group;          /* number of the cp.async group being filled */
+    int group; /* number of the cp.async group being filled */
 };
 struct warp_state {
     uint32_t present, exited, arrived; /* lanes; arrived: at a collective that is not complete */
@@ -65,7 +65,11 @@ struct barrier {
     fiber *waiters[MAX_THREADS];
     uint32_t clock[MAX_WARPS]; /* checker: what a thread that passes has seen of each warp */
 };
-struct shared_range { void *tag; const char *name; size_t off, bytes; };
+struct shared_range {
+    void *tag;
+    const char *name;
+    size_t off, bytes;
+};
 struct shadow_cell; /* of check.cpp */
 
 struct worker {
@@ -128,8 +132,14 @@ void check_access(const void *p, size_t bytes, access_kind kind, int lane);
 void check_access_pc(const void *p, size_t bytes, access_kind kind, const void *pc);
 
 /* cudart_emu.cpp */
-struct global_cell { uint64_t writer, reader; };
-struct allocation { char *p; size_t bytes; global_cell *cells; };
+struct global_cell {
+    uint64_t writer, reader;
+};
+struct allocation {
+    char *p;
+    size_t bytes;
+    global_cell *cells;
+};
 extern unsigned allocation_epoch; /* changes with every cudaMalloc and cudaFree */
 /* The device allocation at or below address a; false: none. */
 bool find_allocation(const void *a, allocation *out);

@@ -44,9 +44,12 @@ statistics stats;
 static options read_options() {
     options o = {ORDER_FWD, 1, 0};
     const char *order = getenv("SIMT_ORDER"), *seed = getenv("SIMT_SEED"), *workers = getenv("SIMT_WORKERS");
-    if (order && !strcmp(order, "rev")) o.order = ORDER_REV;
-    else if (order && !strncmp(order, "rand", 4)) o.order = ORDER_RAND;
-    else if (order && strcmp(order, "fwd")) fprintf(stderr, "SIMT: SIMT_ORDER=%s is not fwd, rev or rand; fwd taken\n", order);
+    if (order && !strcmp(order, "rev"))
+        o.order = ORDER_REV;
+    else if (order && !strncmp(order, "rand", 4))
+        o.order = ORDER_RAND;
+    else if (order && strcmp(order, "fwd"))
+        fprintf(stderr, "SIMT: SIMT_ORDER=%s is not fwd, rev or rand; fwd taken\n", order);
     if (seed) o.seed = strtoull(seed, nullptr, 0);
     if (workers) o.workers = atoi(workers);
     return o;
@@ -59,8 +62,8 @@ static pthread_mutex_t report_lock = PTHREAD_MUTEX_INITIALIZER; /* never release
 static void print_where() {
     worker *w = self;
     if (!w) return;
-    fprintf(stderr, "  in kernel %s, block (%u,%u,%u), thread (%u,%u,%u)\n", w->l->name, blockIdx.x, blockIdx.y, blockIdx.z,
-            threadIdx.x, threadIdx.y, threadIdx.z);
+    fprintf(stderr, "  in kernel %s, block (%u,%u,%u), thread (%u,%u,%u)\n", w->l->name, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x,
+            threadIdx.y, threadIdx.z);
 }
 
 void fail(const char *fmt, ...) {
@@ -78,10 +81,14 @@ void fail(const char *fmt, ...) {
 
 static void wait_place(worker *w, int tid, char *buf, size_t size) {
     fiber *f = w->by_tid[tid];
-    if (w->exited[tid]) snprintf(buf, size, "exited");
-    else if (!f) snprintf(buf, size, "not started");
-    else if (!f->what) snprintf(buf, size, "running");
-    else snprintf(buf, size, "at %s %s:%d", f->what, f->file ? f->file : "?", f->line);
+    if (w->exited[tid])
+        snprintf(buf, size, "exited");
+    else if (!f)
+        snprintf(buf, size, "not started");
+    else if (!f->what)
+        snprintf(buf, size, "running");
+    else
+        snprintf(buf, size, "at %s %s:%d", f->what, f->file ? f->file : "?", f->line);
 }
 
 void report_waiters(worker *w, char *buf, size_t size) {
@@ -100,7 +107,8 @@ void report_waiters(worker *w, char *buf, size_t size) {
             size_t n = strlen(list);
             if (count++ < 6) snprintf(list + n, sizeof list - n, " %d", u);
         }
-        len += static_cast<size_t>(snprintf(buf + len, size - len, "\n    %d thread(s) %s:%s%s", count, place, list, count > 6 ? " ..." : ""));
+        len +=
+            static_cast<size_t>(snprintf(buf + len, size - len, "\n    %d thread(s) %s:%s%s", count, place, list, count > 6 ? " ..." : ""));
     }
 }
 
@@ -142,8 +150,8 @@ static void catch_faults() { /* per OS thread: the handler needs a stack of its 
 static void fiber_main();
 
 static fiber *new_fiber(worker *w) {
-    char *m = static_cast<char *>(mmap(nullptr, STACK_BYTES + PAGE, PROT_READ | PROT_WRITE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    char *m =
+        static_cast<char *>(mmap(nullptr, STACK_BYTES + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (m == MAP_FAILED || mprotect(m, PAGE, PROT_NONE)) fail("no memory for the stack of fiber %d", w->nall);
     fiber *f = new fiber();
     f->stack = m + PAGE;
@@ -224,8 +232,10 @@ static fiber *next_fiber(worker *w) { /* the fiber to run now, or null */
 }
 
 void make_ready(worker *w, fiber *f) {
-    if (opt.order == ORDER_RAND) w->ready_lanes[f->tid >> 5] |= 1u << (f->tid & 31);
-    else w->ready[w->tail++ % MAX_THREADS] = f;
+    if (opt.order == ORDER_RAND)
+        w->ready_lanes[f->tid >> 5] |= 1u << (f->tid & 31);
+    else
+        w->ready[w->tail++ % MAX_THREADS] = f;
 }
 
 void block_here(worker *w, fiber *f, const char *what, const char *file, int line) {

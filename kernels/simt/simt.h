@@ -25,14 +25,14 @@ static inline void simt_launch_check(const char *kernel, const char *file, int l
     fprintf(stderr, "%s:%d: launch of %s failed: %s\n", file, line, kernel, cudaGetErrorString(err));
     abort();
 }
-#define LAUNCH(kernel, grid, block, smem, stream, ...)                                                            \
-    do {                                                                                                          \
-        (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__);                                             \
-        simt_launch_check(#kernel, __FILE__, __LINE__);                                                           \
+#define LAUNCH(kernel, grid, block, smem, stream, ...)                                                                                     \
+    do {                                                                                                                                   \
+        (kernel)<<<(grid), (block), (smem), (stream)>>>(__VA_ARGS__);                                                                      \
+        simt_launch_check(#kernel, __FILE__, __LINE__);                                                                                    \
     } while (0)
 #define SHARED(T, name, dims) __shared__ T name dims
-#define DYN_SMEM(T, name)                                                                                         \
-    extern __shared__ __align__(128) unsigned char simt_dyn_smem[];                                               \
+#define DYN_SMEM(T, name)                                                                                                                  \
+    extern __shared__ __align__(128) unsigned char simt_dyn_smem[];                                                                        \
     T *name = reinterpret_cast<T *>(simt_dyn_smem)
 
 #else /* ------------------------------------------------------------------------------------------------------ CPU build */
@@ -60,8 +60,8 @@ constexpr int warpSize = 32;
 
 /* Every primitive takes its caller's file and line as hidden arguments; reports and divergence checks use them. */
 #define SIMT_SITE0 const char *file_ = __builtin_FILE(), int line_ = __builtin_LINE()
-#define SIMT_SITE , SIMT_SITE0
-#define SIMT_HERE , file_, line_
+#define SIMT_SITE  , SIMT_SITE0
+#define SIMT_HERE  , file_, line_
 
 namespace simt {
 enum order_kind { ORDER_FWD, ORDER_REV, ORDER_RAND };
@@ -70,7 +70,9 @@ struct options {      /* read from the environment before main */
     uint64_t seed;    /* SIMT_SEED: of the random order */
     int workers;      /* SIMT_WORKERS: OS threads that run blocks; 0: as many as OpenMP gives */
 };
-struct statistics { uint64_t switches, blocks, threads, collectives, barriers, ldsm_matrices, ldsm_conflicts; };
+struct statistics {
+    uint64_t switches, blocks, threads, collectives, barriers, ldsm_matrices, ldsm_conflicts;
+};
 extern options opt;
 extern statistics stats; /* summed up at the end of each launch */
 
@@ -84,10 +86,16 @@ int block_barrier(int id, int n, bool wait, int add, const char *file, int line)
 void *shared_var(void *tag, const char *name, size_t bytes, size_t align);
 void *dynamic_smem();
 
-struct shfl_arg { uint64_t in, out; int mode, src, width; };
+struct shfl_arg {
+    uint64_t in, out;
+    int mode, src, width;
+};
 enum { SHFL_IDX, SHFL_UP, SHFL_DOWN, SHFL_XOR };
 void shfl_exec(void **arg, uint32_t lanes);
-struct vote_arg { uint64_t in; uint32_t out; };
+struct vote_arg {
+    uint64_t in;
+    uint32_t out;
+};
 void ballot_exec(void **arg, uint32_t lanes);
 void match_any_exec(void **arg, uint32_t lanes);
 void syncwarp_exec(void **arg, uint32_t lanes);
@@ -108,12 +116,12 @@ inline uint32_t vote(const char *op, uint32_t mask, uint64_t in, collective exec
 }
 
 struct launch_desc {
-    const char *name;      /* of the kernel, as written */
-    const void *key;       /* its address: what cudaFuncSetAttribute was told about */
+    const char *name; /* of the kernel, as written */
+    const void *key;  /* its address: what cudaFuncSetAttribute was told about */
     dim3 grid, block;
-    size_t smem;           /* dynamic shared memory, bytes */
-    void (*loop)(void *);  /* runs threads until none is left to start */
-    void *closure;         /* the kernel with its arguments */
+    size_t smem;          /* dynamic shared memory, bytes */
+    void (*loop)(void *); /* runs threads until none is left to start */
+    void *closure;        /* the kernel with its arguments */
     size_t closure_bytes;
 };
 void run(const launch_desc &l); /* returns when every block has finished */
@@ -137,19 +145,18 @@ template <class... P> struct launcher {
         run({name, reinterpret_cast<const void *>(kernel), grid, block, smem, thread_loop<decltype(body)>, &body, sizeof body});
     }
 };
-template <class... P>
-launcher<P...> prepare(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t) {
+template <class... P> launcher<P...> prepare(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t) {
     return {name, kernel, grid, block, smem};
 }
 } /* namespace simt */
 
 #define LAUNCH(kernel, grid, block, smem, stream, ...) simt::prepare(#kernel, kernel, grid, block, smem, stream)(__VA_ARGS__)
-#define DYN_SMEM(T, name) T *name = static_cast<T *>(simt::dynamic_smem())
-#define SHARED(T, name, dims)                                                                                     \
-    using simt_type_##name = T dims;                                                                              \
-    static char simt_tag_##name;                                                                                  \
-    simt_type_##name &name = *static_cast<simt_type_##name *>(                                                    \
-        simt::shared_var(&simt_tag_##name, #name, sizeof(simt_type_##name), alignof(simt_type_##name)))
+#define DYN_SMEM(T, name)                              T *name = static_cast<T *>(simt::dynamic_smem())
+#define SHARED(T, name, dims)                                                                                                              \
+    using simt_type_##name = T dims;                                                                                                       \
+    static char simt_tag_##name;                                                                                                           \
+    simt_type_##name &name =                                                                                                               \
+        *static_cast<simt_type_##name *>(simt::shared_var(&simt_tag_##name, #name, sizeof(simt_type_##name), alignof(simt_type_##name)))
 
 /* ---- block barriers and fences */
 inline void __syncthreads(SIMT_SITE0) { simt::block_barrier(0, 0, true, 0 SIMT_HERE); }
@@ -179,12 +186,8 @@ template <class T> T __shfl_xor_sync(uint32_t mask, T v, int bits, int width = 3
 inline unsigned __ballot_sync(uint32_t mask, int p SIMT_SITE) {
     return simt::vote("__ballot_sync", mask, p != 0, simt::ballot_exec SIMT_HERE);
 }
-inline int __any_sync(uint32_t mask, int p SIMT_SITE) {
-    return simt::vote("__any_sync", mask, p != 0, simt::ballot_exec SIMT_HERE) != 0;
-}
-inline int __all_sync(uint32_t mask, int p SIMT_SITE) {
-    return simt::vote("__all_sync", mask, p == 0, simt::ballot_exec SIMT_HERE) == 0;
-}
+inline int __any_sync(uint32_t mask, int p SIMT_SITE) { return simt::vote("__any_sync", mask, p != 0, simt::ballot_exec SIMT_HERE) != 0; }
+inline int __all_sync(uint32_t mask, int p SIMT_SITE) { return simt::vote("__all_sync", mask, p == 0, simt::ballot_exec SIMT_HERE) == 0; }
 template <class T> unsigned __match_any_sync(uint32_t mask, T v SIMT_SITE) {
     uint64_t bits = 0;
     memcpy(&bits, &v, sizeof v);

@@ -7,9 +7,7 @@
 #include "kernels/simt/simt.h"
 #include <cmath>
 
-enum bug {
-    NONE, RAW, WAR, OOB, DIVERGE, RETURN, MASK, UNINIT, GLOBAL, NOWAIT, FRAG, TRANS, NO_SYNCWARP, MISALIGNED, TOO_SMALL, OUTSIDE
-};
+enum bug { NONE, RAW, WAR, OOB, DIVERGE, RETURN, MASK, UNINIT, GLOBAL, NOWAIT, FRAG, TRANS, NO_SYNCWARP, MISALIGNED, TOO_SMALL, OUTSIDE };
 
 template <class T> static T *device_array(size_t n, const T *from) {
     T *p = nullptr;
@@ -17,7 +15,9 @@ template <class T> static T *device_array(size_t n, const T *from) {
     if (from && cudaMemcpy(p, from, n * sizeof(T), cudaMemcpyHostToDevice) != cudaSuccess) abort();
     return p;
 }
-static float value(size_t i) { return static_cast<float>(static_cast<int>(static_cast<unsigned>(i) * 2654435761u >> 28) - 8); } /* -8..7, exact in bf16 */
+static float value(size_t i) {
+    return static_cast<float>(static_cast<int>(static_cast<unsigned>(i) * 2654435761u >> 28) - 8);
+} /* -8..7, exact in bf16 */
 static bool near(double got, double want, const char *name, size_t i) {
     if (std::fabs(got - want) <= 1e-5 * std::fabs(want) + 1e-5) return true;
     printf("%s: wrong result at %zu: %g instead of %g\n", name, i, got, want);
@@ -35,8 +35,10 @@ template <int BUG> __global__ void row_sum_kernel(float *y, const float *x, int 
         if (BUG != MASK || lane < 16)
             for (int o = 16; o; o >>= 1) s += __shfl_xor_sync(0xffffffffu, s, o);
         if (lane == 0) part[BUG == OOB ? warp + 8 : warp] = s;
-        if (BUG == DIVERGE && warp == 0) __syncthreads();
-        else if (BUG != RAW) __syncthreads();
+        if (BUG == DIVERGE && warp == 0)
+            __syncthreads();
+        else if (BUG != RAW)
+            __syncthreads();
         float total = 0;
         for (int i = 0; i < (BUG == UNINIT ? 8 : nwarps); i++) total += part[i];
         if (t == 77) y[r] = total;
@@ -62,7 +64,9 @@ template <int BUG> static bool row_sum() {
 
 /* ---- C(32x16) = A(32xK) B(KxN=16): 2 warps of 16 rows, K in tiles of 32 through two cp.async buffers, B read with .trans */
 constexpr int GM = 32, GN = 16, GK = 32;
-struct gemm_smem { __nv_bfloat16 a[2][GM][GK + 8], b[2][GK][GN + 8]; }; /* 8 elements of padding against bank conflicts */
+struct gemm_smem {
+    __nv_bfloat16 a[2][GM][GK + 8], b[2][GK][GN + 8];
+}; /* 8 elements of padding against bank conflicts */
 template <int BUG> __global__ void gemm_kernel(float *C, const __nv_bfloat16 *A, const __nv_bfloat16 *B, int K) {
     DYN_SMEM(gemm_smem, sm);
     const int t = static_cast<int>(threadIdx.x), lane = t & 31, m0 = (t >> 5) * 16;
@@ -81,16 +85,22 @@ template <int BUG> __global__ void gemm_kernel(float *C, const __nv_bfloat16 *A,
     load(0, 0);
     for (int k0 = 0; k0 < K; k0 += GK) {
         const int stage = k0 / GK & 1;
-        if (k0 + GK < K) load(stage ^ 1, k0 + GK);
-        else ptx::cp_async_commit();
-        if (BUG == NOWAIT) ptx::cp_async_wait<2>();
-        else ptx::cp_async_wait<1>();
+        if (k0 + GK < K)
+            load(stage ^ 1, k0 + GK);
+        else
+            ptx::cp_async_commit();
+        if (BUG == NOWAIT)
+            ptx::cp_async_wait<2>();
+        else
+            ptx::cp_async_wait<1>();
         if (BUG != RAW) __syncthreads();
         for (int kk = 0; kk < GK; kk += 16) {
             uint32_t a[4], b[4];
             ptx::ldmatrix_x4(a, &sm->a[stage][m0 + (lane & 15)][kk + (lane >> 4) * 8 + (BUG == MISALIGNED ? 1 : 0)]);
-            if (BUG == TRANS) ptx::ldmatrix_x4(b, &sm->b[stage][kk + (lane & 15)][(lane >> 4) * 8]);
-            else ptx::ldmatrix_x4_trans(b, &sm->b[stage][kk + (lane & 15)][(lane >> 4) * 8]);
+            if (BUG == TRANS)
+                ptx::ldmatrix_x4(b, &sm->b[stage][kk + (lane & 15)][(lane >> 4) * 8]);
+            else
+                ptx::ldmatrix_x4_trans(b, &sm->b[stage][kk + (lane & 15)][(lane >> 4) * 8]);
             if (BUG == FRAG) {
                 uint32_t swap = a[1];
                 a[1] = a[2];
@@ -154,7 +164,8 @@ template <int BUG> static bool vector() {
     LAUNCH(vector_kernel<BUG>, 1, 32, 0, nullptr, dy, BUG == OUTSIDE ? x : dx);
     cudaMemcpy(y, dy, sizeof y, cudaMemcpyDeviceToHost);
     for (size_t i = 0; i < 32; i++)
-        if (!near(static_cast<double>(y[i]), static_cast<double>(x[4 * i] + x[4 * i + 1] + x[4 * i + 2] + x[4 * i + 3]), "vector", i)) return false;
+        if (!near(static_cast<double>(y[i]), static_cast<double>(x[4 * i] + x[4 * i + 1] + x[4 * i + 2] + x[4 * i + 3]), "vector", i))
+            return false;
     return true;
 }
 
@@ -195,7 +206,9 @@ __global__ void read_write_kernel(float *x) { /* every block reads what the last
     x[blockIdx.x + 1] = v;
     if (blockIdx.x == gridDim.x - 1) x[0] = v + 1;
 }
-__global__ void named_barrier_kernel(int) { if (threadIdx.x < 32) ptx::bar_sync(1, 64); }
+__global__ void named_barrier_kernel(int) {
+    if (threadIdx.x < 32) ptx::bar_sync(1, 64);
+}
 __global__ void exited_kernel(int) {
     if ((threadIdx.x & 31) > 20) return;
     __syncwarp();
@@ -203,8 +216,10 @@ __global__ void exited_kernel(int) {
 __global__ void not_in_mask_kernel(int) { __syncwarp(0xfffffffeu); }
 __global__ void two_lines_kernel(float *y) {
     float v = 1;
-    if (threadIdx.x & 1) v += __shfl_xor_sync(0xffffffffu, v, 2);
-    else v += __shfl_xor_sync(0xffffffffu, v, 4);
+    if (threadIdx.x & 1)
+        v += __shfl_xor_sync(0xffffffffu, v, 2);
+    else
+        v += __shfl_xor_sync(0xffffffffu, v, 4);
     y[threadIdx.x] = v;
 }
 __global__ void unwaited_kernel(const float4 *x) {
@@ -285,22 +300,46 @@ static bool misuse(const char *name) {
         LAUNCH(fill_kernel, 1, 32, 0, nullptr, z, 250);
     }
     if (!is("inactive_source") && !is("in_flight")) return true;
-    if (is("in_flight")) LAUNCH(in_flight_kernel, 1, 16, 256, nullptr, y + 512, x);
-    else LAUNCH(inactive_source_kernel, 1, 32, 0, nullptr, y + 512);
+    if (is("in_flight"))
+        LAUNCH(in_flight_kernel, 1, 16, 256, nullptr, y + 512, x);
+    else
+        LAUNCH(inactive_source_kernel, 1, 32, 0, nullptr, y + 512);
     cudaMemcpy(got, y + 512, 64, cudaMemcpyDeviceToHost);
     return near(static_cast<double>(got[3]), 0, name, 3);
 }
 
-static const struct { const char *name; bool (*run)(); } cases[] = {
-    {"row_sum", row_sum<NONE>}, {"row_sum_raw", row_sum<RAW>}, {"row_sum_war", row_sum<WAR>}, {"row_sum_oob", row_sum<OOB>},
-    {"row_sum_diverge", row_sum<DIVERGE>}, {"row_sum_return", row_sum<RETURN>}, {"row_sum_mask", row_sum<MASK>},
-    {"row_sum_uninit", row_sum<UNINIT>}, {"row_sum_global", row_sum<GLOBAL>},
-    {"gemm", gemm<NONE>}, {"gemm_raw", gemm<RAW>}, {"gemm_war", gemm<WAR>}, {"gemm_nowait", gemm<NOWAIT>}, {"gemm_oob", gemm<OOB>},
-    {"gemm_small", gemm<TOO_SMALL>}, {"gemm_frag", gemm<FRAG>}, {"gemm_trans", gemm<TRANS>}, {"gemm_mask", gemm<MASK>},
+static const struct {
+    const char *name;
+    bool (*run)();
+} cases[] = {
+    {"row_sum", row_sum<NONE>},
+    {"row_sum_raw", row_sum<RAW>},
+    {"row_sum_war", row_sum<WAR>},
+    {"row_sum_oob", row_sum<OOB>},
+    {"row_sum_diverge", row_sum<DIVERGE>},
+    {"row_sum_return", row_sum<RETURN>},
+    {"row_sum_mask", row_sum<MASK>},
+    {"row_sum_uninit", row_sum<UNINIT>},
+    {"row_sum_global", row_sum<GLOBAL>},
+    {"gemm", gemm<NONE>},
+    {"gemm_raw", gemm<RAW>},
+    {"gemm_war", gemm<WAR>},
+    {"gemm_nowait", gemm<NOWAIT>},
+    {"gemm_oob", gemm<OOB>},
+    {"gemm_small", gemm<TOO_SMALL>},
+    {"gemm_frag", gemm<FRAG>},
+    {"gemm_trans", gemm<TRANS>},
+    {"gemm_mask", gemm<MASK>},
     {"gemm_misaligned", gemm<MISALIGNED>},
-    {"exchange", exchange<NONE>}, {"exchange_nosync", exchange<NO_SYNCWARP>},
-    {"vector", vector<NONE>}, {"vector_misaligned", vector<MISALIGNED>}, {"vector_hostptr", vector<OUTSIDE>},
-    {"histogram", histogram<NONE>}, {"histogram_raw", histogram<RAW>}, {"histogram_war", histogram<WAR>}, {"histogram_uninit", histogram<UNINIT>},
+    {"exchange", exchange<NONE>},
+    {"exchange_nosync", exchange<NO_SYNCWARP>},
+    {"vector", vector<NONE>},
+    {"vector_misaligned", vector<MISALIGNED>},
+    {"vector_hostptr", vector<OUTSIDE>},
+    {"histogram", histogram<NONE>},
+    {"histogram_raw", histogram<RAW>},
+    {"histogram_war", histogram<WAR>},
+    {"histogram_uninit", histogram<UNINIT>},
 };
 
 int main(int argc, char **argv) {

@@ -12,7 +12,7 @@ $(SIMT_TEST_DIR)/$(1)/%: $(SIMT_TEST_DIR)/$(1)/tests/simt/%.cu.o $(call SIMT_OBJ
 	$$(SIMT_CXX) $$^ $$(SIMT_LDFLAGS_$(1)) -o $$@
 endef
 $(foreach m,plain asan check,$(eval $(call SIMT_TEST_RULES,$m)))
-.SECONDARY: $(foreach m,plain asan check,$(SIMT_TEST_DIR)/$m/tests/simt/unit.cu.o $(SIMT_TEST_DIR)/$m/tests/simt/bug_kernels.cu.o)
+.SECONDARY: $(foreach m,plain asan check,$(foreach t,unit bug_kernels,$(SIMT_TEST_DIR)/$m/tests/simt/$t.cu.o) $(call SIMT_OBJS,$(SIMT_TEST_DIR)/$m))
 
 .PHONY: test-simt test-simt-nvcc
 test-simt: $(SIMT_TEST_PROGRAMS) ## the SIMT layer's own tests: planted bugs, fragment layouts, intrinsics

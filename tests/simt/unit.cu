@@ -45,8 +45,9 @@ template <class T> struct array {
 /* Register and half of a fragment -> offset from the lane's base element; base element of lane l: row l/4, column 2*(l%4) for A and C;
  * k 2*(l%4), column l/4 for B. From the figures of the PTX ISA; equal to CuTe's
  *   A ((4,8),(2,2,2)):((32,1),(16,8,128))   B ((4,8),(2,2)):((16,1),(8,64))   C ((4,8),(2,2)):((32,1),(16,8)). */
-static const struct { int reg, half, row, col; } a_table[] = {
-    {0, 0, 0, 0}, {0, 1, 0, 1}, {1, 0, 8, 0}, {1, 1, 8, 1}, {2, 0, 0, 8}, {2, 1, 0, 9}, {3, 0, 8, 8}, {3, 1, 8, 9}};
+static const struct {
+    int reg, half, row, col;
+} a_table[] = {{0, 0, 0, 0}, {0, 1, 0, 1}, {1, 0, 8, 0}, {1, 1, 8, 1}, {2, 0, 0, 8}, {2, 1, 0, 9}, {3, 0, 8, 8}, {3, 1, 8, 9}};
 static const struct { int reg, half, k; } b_table[] = {{0, 0, 0}, {0, 1, 1}, {1, 0, 8}, {1, 1, 9}};
 static const struct { int reg, row, col; } c_table[] = {{0, 0, 0}, {1, 0, 1}, {2, 8, 0}, {3, 8, 1}};
 
@@ -235,8 +236,10 @@ __global__ void vote_kernel(unsigned *out) {
     o[2] = static_cast<unsigned>(__all_sync(0xffffffffu, t < 32));
     o[3] = __match_any_sync(0xffffffffu, l % 5);
     o[4] = o[5] = 0;
-    if (l < 8) o[4] = __ballot_sync(0x000000ffu, l & 1);
-    else o[5] = __ballot_sync(0xffffff00u, 1);
+    if (l < 8)
+        o[4] = __ballot_sync(0x000000ffu, l & 1);
+    else
+        o[5] = __ballot_sync(0xffffff00u, 1);
     o[6] = static_cast<unsigned>(__syncthreads_count(l < 5));
     o[7] = static_cast<unsigned>(__syncthreads_and(t < 63) != 0);
     o[8] = static_cast<unsigned>(__syncthreads_or(t == 63) != 0);
@@ -259,7 +262,13 @@ static void test_votes() {
 }
 
 /* ---- atomics: every thread of every block on the same words; the old values of the counter are all different */
-struct words { int add, sub, max, min, any, all; unsigned uadd, umax, exch; unsigned long long wide, widemax; float f; double d; };
+struct words {
+    int add, sub, max, min, any, all;
+    unsigned uadd, umax, exch;
+    unsigned long long wide, widemax;
+    float f;
+    double d;
+};
 __global__ void atomic_kernel(words *w, int *seen, unsigned *cas) {
     const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
     seen[atomicAdd(&w->add, 1)] = 1;
@@ -323,10 +332,12 @@ __global__ void bf16_kernel(uint32_t *out, const float *x, int n) {
 }
 static void test_bf16() {
     /* every bf16 value, then f32 values around the ties */
-    static const struct { uint32_t f32; uint16_t want; } odd[] = {
-        {0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81}, {0x3f807fff, 0x3f80}, {0x7f7fffff, 0x7f80}, {0xff7fffff, 0xff80},
-        {0x7f7f7fff, 0x7f7f}, {0x00008000, 0x0000}, {0x00008001, 0x0001}, {0x80018000, 0x8002}, {0x7f800001, 0x7fff}, {0xffc12345, 0x7fff},
-        {0x7f800000, 0x7f80}, {0xff800000, 0xff80}, {0x80000000, 0x8000}};
+    static const struct {
+        uint32_t f32;
+        uint16_t want;
+    } odd[] = {{0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81}, {0x3f807fff, 0x3f80}, {0x7f7fffff, 0x7f80},
+               {0xff7fffff, 0xff80}, {0x7f7f7fff, 0x7f7f}, {0x00008000, 0x0000}, {0x00008001, 0x0001}, {0x80018000, 0x8002},
+               {0x7f800001, 0x7fff}, {0xffc12345, 0x7fff}, {0x7f800000, 0x7f80}, {0xff800000, 0xff80}, {0x80000000, 0x8000}};
     const int nodd = static_cast<int>(sizeof odd / sizeof odd[0]), n = 65536 + nodd;
     array<float> x(static_cast<size_t>(n));
     array<uint32_t> out(static_cast<size_t>(n) * 3);
@@ -376,13 +387,13 @@ __global__ void bits_kernel(long long *o) {
     o[23] = static_cast<long long>(10 * __saturatef(1.5f) + __saturatef(-1.0f));
     o[24] = __ldg(o) + warpSize;
 }
-static const long long bits_want[] = {8, 20, 0, 5, 32, 31, 63, 0x40000000, 0xfffffffe, -1, 3, 3, 0x80000001, 2, -2, -3, 3, 2147483647, 0, 6, 3,
-                                      0x12345678, 0x123456789abcdefll, 10, 40};
+static const long long bits_want[] = {8,  20, 0, 5,          32, 31, 63, 0x40000000, 0xfffffffe,          -1, 3, 3, 0x80000001, 2,
+                                      -2, -3, 3, 2147483647, 0,  6,  3,  0x12345678, 0x123456789abcdefll, 10, 40};
 __global__ void math_kernel(float *o, const float *x, int n) {
     for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
         float v = x[i];
-        const float r[10] = {expf(v), __expf(v), tanhf(v), erff(v), rsqrtf(fabsf(v)), __fdividef(1.0f, v), logf(fabsf(v)), exp2f(v),
-                             __frcp_rn(v), fmaf(v, v, 1.0f)};
+        const float r[10] = {expf(v),        __expf(v), tanhf(v),     erff(v),         rsqrtf(fabsf(v)), __fdividef(1.0f, v),
+                             logf(fabsf(v)), exp2f(v),  __frcp_rn(v), fmaf(v, v, 1.0f)};
         for (int k = 0; k < 10; k++) o[i * 10 + k] = r[k];
     }
 }
@@ -399,7 +410,8 @@ static void test_scalar() {
     o.get();
     for (size_t i = 0; i < n; i++) {
         double v = static_cast<double>(x.host[i]), a = std::fabs(v);
-        const double want[10] = {std::exp(v), std::exp(v), std::tanh(v), std::erf(v), 1 / std::sqrt(a), 1 / v, std::log(a), std::exp2(v), 1 / v, v * v + 1};
+        const double want[10] = {std::exp(v), std::exp(v), std::tanh(v), std::erf(v), 1 / std::sqrt(a),
+                                 1 / v,       std::log(a), std::exp2(v), 1 / v,       v * v + 1};
         for (size_t k = 0; k < 10; k++) {
             double got = static_cast<double>(o.host[i * 10 + k]), error = std::fabs(got - want[k]);
             double ulps = k == 1 ? 4 + 2 * a : 4; /* __expf loses bits with the size of its argument */
@@ -409,7 +421,10 @@ static void test_scalar() {
 }
 
 /* ---- indices, shared memory, barriers, arguments */
-struct by_value { int a; double b; };
+struct by_value {
+    int a;
+    double b;
+};
 template <class T, int N> __global__ void index_kernel(T *out, by_value v) {
     unsigned t = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     unsigned b = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;

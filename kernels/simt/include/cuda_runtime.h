@@ -1,2 +1,2 @@
-/* cuda_runtime.h of a simulated build: see kernels/simt/cuda_types.h. Found through -Ikernels/simt/include, which only such builds use. */
+/* cuda_runtime.h of a simulated build, found through -Ikernels/simt/include: see cuda_types.h. */
 #include "../cuda_types.h"
