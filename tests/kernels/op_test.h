@@ -91,7 +91,7 @@ float *op_plain(struct op_test *t, size_t n);
 double *op_copy(struct op_test *t, const double *values, size_t n);
 int *op_ints(struct op_test *t, size_t n);
 
-/* Turn 0 with three OpenMP threads, turn 1 with one; every output must have the same bits and guards untouched. */
+/* On the cpu turn 0 with three OpenMP threads, turn 1 with one; every output must have the same bits and guards untouched. */
 #define OP_RUN(t, call)                               \
     do {                                              \
         for (int turn_ = 0; turn_ < 2; turn_++) {     \
