@@ -15,13 +15,18 @@ int image_write_png(const struct image *image, uint8_t **png, size_t *bytes, str
 
 struct preprocess { /* from preprocessor_config.json / processor_config.json and the LLaVA config */
     int shortest_edge; /* resize so that the short side is this; 0: no resize */
-    int crop;          /* centre crop to crop x crop; 0: none */
+    int resize_width, resize_height; /* both > 0: resize to exactly this instead */
+    int crop;          /* centre crop to crop x crop, > 0: the side of what the tower gets */
     bool pad_square;   /* LLaVA "pad": paste on a square of the mean colour first */
-    float rescale, mean[3], std[3];
+    double rescale;    /* 1/255, applied in double as transformers does */
+    float mean[3], std[3];
     uint8_t pad_color[3];
 };
-/* dir: the folder holding the image settings; NULL-safe defaults are CLIP's. */
+/* dir: the folder holding the image settings; NULL: CLIP's at 336 pixels. */
 int preprocess_open(struct preprocess *p, const char *dir, struct error *err);
+/* The settings of a checkpoint folder: its own, or those of the tower that a LLaVA config.json names (looked for in
+ * vision_tower when that is not NULL, beside the folder, as a path, by its Hub name); "pad" as config.json says. */
+int preprocess_open_model(struct preprocess *p, const char *dir, const char *vision_tower, struct error *err);
 /* PIL BICUBIC to (width, height), 22-bit fixed point, horizontal pass first. */
 int image_resize_bicubic(struct image *dst, const struct image *src, int width, int height, struct error *err);
 /* pixel_values [out] (3, S, S) f32, malloced by the caller; S = crop. */
