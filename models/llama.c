@@ -162,12 +162,12 @@ static long place(int layer, enum probe_point point)
 
 static long last_place(const struct llama *m, const struct probes *p, bool logits)
 {
-    long until = logits ? LONG_MAX : -1;
+    long until = logits ? LONG_MAX : LONG_MIN;
     for (int i = 0; i < p->n; i++) {
         const enum probe_point point = p->at[i].point;
-        long at = -1;
+        long at = LONG_MIN;
         if (point == PROBE_EMBED)
-            at = place(0, PROBE_EMBED);
+            at = place(-1, PROBE_EMBED);
         else if (point == PROBE_FINAL_NORM || point == PROBE_LOGITS)
             at = LONG_MAX;
         else if (point < PROBE_VISION_RESID)
@@ -280,7 +280,7 @@ int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *
 {
     struct pass p = {.m = m, .dev = dev, .rows = rows, .probes = probes, .until = last_place(m, probes, last_logits != NULL), .err = err};
     struct arena a = {0};
-    if (p.until < 0 || rows->N == 0)
+    if (p.until == LONG_MIN || rows->N == 0)
         return 0;
     layout_scratch(&p.s, &a, &m->config, (size_t)rows->N, (size_t)rows->S);
     if (buffer_reserve(&m->scratch, dev, a.used, "activations of the language model", err))
@@ -290,7 +290,7 @@ int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *
 
     const int C = m->config.C;
     embed_forward(dev, p.s.x, rows->source, m->embed, rows->image_rows, rows->N, C); /* x (N, C) */
-    int done = visit(&p, PROBE_EMBED, 0, p.s.x, C);
+    int done = visit(&p, PROBE_EMBED, -1, p.s.x, C);
     for (int l = 0; l < m->layers && !done; l++) {
         done = visit(&p, PROBE_RESID_PRE, l, p.s.x, C);
         if (!done)
