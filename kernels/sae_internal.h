@@ -1,15 +1,8 @@
-/* sae_internal.h - for the CPU's sae_*.c only: the dense product behind sae_encode, one small tile at a time.
- *
- * A tile is SAE_TILE_ROWS rows of x times SAE_PANEL features. Both operands are packed so that the product streams:
- *   x_tile [d][SAE_TILE_ROWS]    w_panel [d][SAE_PANEL]
- * The 448 sums stay in registers over the whole of d, in the order of d: the bits of a sum depend on nothing but its
- * row and its feature, so any split among threads gives the same answer. */
+/* sae_internal.h - for the CPU's sae_*.c only: gathered sums of rows, and the products behind sae_encode. */
 #ifndef KERNELS_SAE_INTERNAL_H
 #define KERNELS_SAE_INTERNAL_H
 #include "kernels/check.h"
 #include "kernels/cpu.h"
-
-enum { SAE_TILE_ROWS = 14, SAE_PANEL = 32 };
 
 /* bf16 and back; to nearest even, NaN stays NaN */
 static inline float float_from_bf16(bf16 v) {
@@ -57,11 +50,42 @@ static inline void sae_prefetch_row(const real_t *row, int d) {
 }
 
 #ifndef STAGEDIFF_REF
-/* x_tile from `rows` rows of x (missing ones become 0); rounded through bf16 when `low`. */
-void sae_pack_rows(float *x_tile, const float *x, int rows, int d, bool low);
-/* w_panel from `features` rows of E, or of E_low where that is not NULL (missing ones become 0). */
-void sae_pack_panel(float *w_panel, const float *E, const bf16 *E_low, int features, int d);
-/* tile[r][j] = sum over i of x_tile[i][r] * w_panel[i][j], fused multiply-adds in the order of i. */
-void sae_tile_product(float tile[SAE_TILE_ROWS][SAE_PANEL], const float *x_tile, const float *w_panel, int d);
+/* ---- sae_product.c: two products of rows of x with rows of E ----
+ *
+ * Exact: the f32 value that counts. 16 chains of fused multiply-adds, chain l over the columns i = l mod 16, then added in
+ * a fixed order: the same bits however rows and features are grouped.
+ *
+ * Screen: both sides rounded to 16-bit integers, q = round(v * scale), multiplied at twice the rate of f32 arithmetic.
+ * With s = scale and e = v s - q the rounding of each side,
+ *   |x.w - q_x.q_w / (s_x s_w)| <= |e_x|/s_x |w| + (|x| + |e_x|/s_x) |e_w|/s_w        (Cauchy-Schwarz)
+ * so a screened product bounds the exact one from both sides. scale makes |q| <= 46340: no sum of products leaves 32 bits,
+ * by the same inequality. */
+enum { SAE_TILE_ROWS = 14, SAE_PANEL = 32, SAE_EXACT_ROWS = 6, SAE_EXACT_FEATURES = 4 };
+
+/* Where rows of weights lie: f32, or bf16 when low is not NULL. */
+struct sae_weights {
+    const float *real;
+    const bf16 *low;
+};
+
+/* What rounding a row did. Rows that are not finite, or so large or small that f32 leaves its normal range, cannot be
+ * screened: unscale 0 and rounding infinite. */
+struct sae_rounded {
+    float unscale;  /* 1 / scale; 0 for a row of zeros */
+    float norm;     /* at least |v| */
+    float rounding; /* at least |e| / scale */
+};
+
+/* out[r][f] = exact product of row r of x with row feature[f] of w; x points at them. At most SAE_EXACT_ROWS
+ * rows, any number of features; out has `width` columns. */
+void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features, int d);
+
+/* Packs up to SAE_TILE_ROWS rows into x_tile [pairs of columns][SAE_TILE_ROWS][2], missing ones 0; `row` tells what rounding did. */
+void sae_screen_rows(int16_t *x_tile, struct sae_rounded *row, const float *x, int rows, int d, int16_t *temporary);
+/* Packs up to SAE_PANEL features into w_panel [pairs of columns][SAE_PANEL][2]. temporary: SAE_PANEL * (d + 32) elements for both. */
+void sae_screen_panel(int16_t *w_panel, struct sae_rounded *feature, struct sae_weights w, int features, int d, int16_t *temporary);
+/* sum[r][j] = q_x . q_w */
+void sae_screen_tile(int32_t sum[SAE_TILE_ROWS][SAE_PANEL], const int16_t *x_tile, const int16_t *w_panel, int d);
+static inline int sae_screen_pairs(int d) { return (d + 31) / 32 * 16; }
 #endif
 #endif
