@@ -55,7 +55,7 @@ def make_world(folder, out):
     for index in range(QUESTIONS):
         line = world.line("vqa_test.jsonl", index)
         ids, text = world.generate(world.ids(hf_world.conversation(line["question"], True)), world.pixels(line["image"]), NEW)
-        lines.append(json.dumps({"ids": ids, "text": text}) + "\n")
+        lines.append(json.dumps({"ids": ids, "text": text.split("\0")[0]}) + "\n")  # C strings end at a zero byte
     open(os.path.join(out, "world_texts.jsonl"), "w").writelines(lines)
 
 
