@@ -19,9 +19,7 @@ import to_llava_hf
 
 
 def ours(model, ids, pixels):
-    x = model.embed(torch.tensor([ids]), pixels)
-    t = x.shape[1]
-    return model.llm.lm_head(model.llm.hidden(x, torch.arange(t)[None], torch.ones(t, t, dtype=torch.bool).tril()))[0]
+    return llm.logits(model.llm, model.embed(torch.tensor([ids]), pixels))[0]
 
 
 def main(world, scratch):

@@ -44,9 +44,7 @@ def answers(code, model, prompts, pictures, new=6):
         x = model.embed(ids, pixels)
         out, first = [], None
         for _ in range(new):
-            t = x.shape[1]
-            h = model.llm.hidden(x, torch.arange(t).expand(len(x), t), torch.ones(t, t, dtype=torch.bool).tril())[:, -1]
-            p = model.llm.lm_head(h).softmax(-1)
+            p = llm.logits(model.llm, x)[:, -1].softmax(-1)
             first = p if first is None else first
             out.append(p.argmax(-1))
             if all((torch.stack(out, 1) == code.eot).any(1)):

@@ -28,7 +28,9 @@ def write_json(path, value):
 
 def save(state, folder):
     os.makedirs(folder, exist_ok=True)
-    save_file({k: v.detach().bfloat16().contiguous() for k, v in state.items()}, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    path = os.path.join(folder, "model.safetensors")
+    save_file({k: v.detach().bfloat16().contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+    os.chmod(path, 0o644)
 
 
 def llama_config(tok):

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 
 import llm
 import questions
+import ranks
 import scenes
 import texts
 import tokenizer
 
-QUESTIONS, ROWS = 8, 14       # questions a scene, scenes a step
+QUESTIONS, ROWS = 8, 8        # questions a scene, scenes a step and process
 
 
 class Coder:
@@ -44,12 +45,13 @@ def scene_sample(rng, code, things, stage):
     """A scene in words and questions about it, in the chat layout."""
     scene = scenes.sample(rng, things)
     system = texts.turn("system", rng.choice((texts.TEXT_SYSTEM, texts.TEXT_SYSTEM, texts.VLM_SYSTEM))) if rng.random() < 0.5 else ""
-    prefix = [code.bos] + code(system + texts.header("user") + texts.scene_text(rng, scene)[:-1])
+    easy = 0 if stage == 2 or rng.random() < 0.4 else rng.randrange(1, 3)
+    prefix = [code.bos] + code(system + texts.header("user") + texts.scene_text(rng, scene, easy)[:-1])
     branches = []
-    again = code(".\nAgain: " + texts.scene_text(rng, scene, rng.randrange(2)))
-    digits = {code(" " + str(d))[-1] for d in range(10)}
-    branches.append((again, [0.5 if t in digits else 0.0 for t in again]))
-    first = (questions.lookup,) * 2 + (questions.choice,) * 2 + (questions.relation,) + (questions.colour, questions.shape)
+    known = {code(" " + w)[0] for w in (*scenes.SHAPES, *questions.WORD)}       # follows from the first telling
+    again = code(".\n" + texts.scene_text(rng, scene, easy))
+    branches.append((again, [0.5 if t in known else 0.0 for t in again]))
+    first = (questions.lookup,) + (questions.choice,) * 3 + (questions.relation,) * 3 + (questions.colour,)
     later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.choice, questions.vsr, questions.vsr)
     for _ in range(QUESTIONS):
         q = questions.draw(rng, scene, first if stage == 2 else later)
@@ -69,15 +71,32 @@ def induction_batch(rng, code):
     n = rng.randint(4, 16)
     a = torch.randint(0, code.size, (64, n), generator=torch.Generator().manual_seed(rng.randrange(1 << 40)))
     ids = torch.cat([torch.full((64, 1), code.bos), a, a], 1)
-    t = ids.shape[1]
-    weight = torch.zeros(ids.shape)
-    weight[:, n + 2:] = 1
-    return ids, torch.arange(t).expand(64, t), torch.ones(t, t, dtype=torch.bool).tril().expand(64, 1, t, t), weight
+    return llm.Batch([([], [(row, [0.0] * (n + 2) + [1.0] * (n - 1))]) for row in ids.tolist()])
+
+
+def topics_of(batch, samples):
+    """{place of the first answer token: topic} for the branches that carry a topic as third entry"""
+    names = {}
+    for starts, (_, branches, *_) in zip(batch.starts, samples):
+        for at, b in zip(starts, branches):
+            if len(b) == 3:
+                names[at + next(j for j, w in enumerate(b[1]) if w)] = b[2]
+    return names
+
+
+def tally(right, place, names, topics):
+    """Adds to topics {topic: [right, asked]}."""
+    for i, r in zip(place.tolist(), right.tolist()):
+        if i in names:
+            c = topics.setdefault(names[i], [0, 0])
+            c[0] += r
+            c[1] += 1
 
 
 def main(folder, work, seconds):
     torch.set_num_threads(1)
     torch.manual_seed(7)
+    ranks.start()
     code = Coder(folder)
     path = os.path.join(work, "llm.pt")
     model = llm.Llm(code.size)
@@ -88,57 +107,45 @@ def main(folder, work, seconds):
         model.load_state_dict(s["model"]), opt.load_state_dict(s["opt"]), state.update(s["state"])
     start, saved, topics = time.time() - state["used"], state["used"], {}
     while state["used"] < seconds:
-        state["used"] = time.time() - start
-        rng = random.Random(f"llm {state['step']}")
+        state["used"] = ranks.same(time.time() - start)
+        rng = random.Random(f"llm {state['step']} {ranks.RANK}")
         stage = state["stage"]
         lr = 1.2e-3 * min(1, (state["step"] + 1) / 100) * max(0.03, min(1, 2.5 * (1 - state["used"] / seconds)))
         for g in opt.param_groups:
             g["lr"] = lr
         names = {}
         if stage == 1:
-            ids, pos, mask, weight = induction_batch(rng, code)
+            batch = induction_batch(rng, code)
         else:
-            batch = []
-            for i in range(ROWS):
-                if stage == 3 and rng.random() < 0.4:
-                    batch.append(document_sample(rng, code))
-                    continue
-                prefix, branches = scene_sample(rng, code, 2 if stage == 2 else rng.choice((2, 3, 4)), stage)
-                at = len(prefix)
-                for b in branches:
-                    if len(b) == 3:
-                        names[(i, at + next(j for j, w in enumerate(b[1]) if w))] = b[2]
-                    at += len(b[0])
-                batch.append((prefix, [b[:2] for b in branches]))
-            ids, pos, mask, weight = llm.collate(batch)
-        logits, target, w, place = llm.predict(model, model.embed(ids), pos, mask, weight, ids)
+            samples = [document_sample(rng, code) if stage == 3 and rng.random() < 0.4 else
+                       scene_sample(rng, code, 2 if stage == 2 else rng.choice((2, 3, 4)), stage) for _ in range(ROWS)]
+            batch = llm.Batch([(p, [b[:2] for b in br]) for p, br in samples])
+            names = topics_of(batch, samples)
+        logits, target, w, place = llm.predict(model, model.embed(batch.ids), batch)
         loss = (F.cross_entropy(logits, target, reduction="none") * w).sum() / w.sum()
         opt.zero_grad()
         loss.backward()
+        ranks.average(list(model.parameters()))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         right = logits.argmax(-1) == target
         if stage == 1:
             state["score"] += 0.03 * (right.float().mean().item() - state["score"])
         else:
-            for b, t, r in zip(*(z.tolist() for z in place), right.tolist()):
-                if (b, t) in names:
-                    c = topics.setdefault(names[(b, t)], [0, 0])
-                    c[0] += r
-                    c[1] += 1
+            tally(right, place, names, topics)
         state["step"] += 1
         state["in_stage"] += 1
         if state["step"] % 100 == 0:
             share = {k: round(v[0] / v[1], 2) for k, v in sorted(topics.items())}
-            print(f"llm stage {stage} step {state['step']} {state['used']:.0f}s loss {loss.item():.3f} score {state['score']:.3f} {share}", flush=True)
-            done = share and min(share.get(k, 0) for k in ("row", "column", "choice left", "choice above", "left")) > 0.93
-            if stage == 2 and (done or state["in_stage"] >= 1500):
+            if ranks.RANK == 0:
+                print(f"llm stage {stage} step {state['step']} {state['used']:.0f}s loss {loss.item():.3f} score {state['score']:.3f} {share}", flush=True)
+            done = ranks.same(bool(share) and min(share.get(k, 0) for k in ("row", "column", "choice left", "choice above", "left")) > 0.93)
+            if stage == 2 and (done or state["in_stage"] >= 2500):
                 state.update(stage=3, in_stage=0)
             topics = {}
-        if stage == 1 and (state["score"] > 0.97 or state["in_stage"] >= 2000):
-            print("induction formed at step", state["step"], f"{state['used']:.0f}s", flush=True)
+        if stage == 1 and ranks.same(state["score"] > 0.97 or state["in_stage"] >= 2000):
             state.update(stage=2, in_stage=0)
-        if state["used"] - saved > 90 or state["used"] >= seconds:
+        if ranks.RANK == 0 and (state["used"] - saved > 90 or state["used"] >= seconds):
             torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "state": state}, path + ".new")
             os.replace(path + ".new", path)
             saved = state["used"]

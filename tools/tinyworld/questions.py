@@ -11,7 +11,7 @@ import scenes
 # text, answer, kind ("general" or "spatial"), answer_type ("yes/no", "number", "other"), topic (for tables of accuracy)
 Q = namedtuple("Q", "text answer kind answer_type topic")
 
-NUMBERS = ("0", "1", "2", "3", "4")
+WORD = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")     # rows and columns are said as words
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "front": "behind", "behind": "front"}
 PHRASES = {"left": ("left of", "to the left of"), "right": ("right of", "to the right of"), "above": ("above", "higher than"),
            "below": ("below", "lower than", "under"), "front": ("in front of",), "behind": ("behind",)}
@@ -139,8 +139,8 @@ def lookup(rng, scene):
     """Which row is A in? Only trained on, as the first step to the others."""
     t = rng.choice(scene.things)
     if rng.random() < 0.5:
-        return Q(f"Which row is the {t.name} in?", str(t.row), "lookup", "number", "row")
-    return Q(f"Which column is the {t.name} in?", str(t.column), "lookup", "number", "column")
+        return Q(f"Which row is the {t.name} in?", WORD[t.row], "lookup", "other", "row")
+    return Q(f"Which column is the {t.name} in?", WORD[t.column], "lookup", "other", "column")
 
 
 def colour(rng, scene):
@@ -213,10 +213,10 @@ def with_article(name):
     return ("an " if name[0] == "o" else "a ") + name
 
 
-def caption(rng, scene):
-    """A description of stage 1 and of "Describe this image.": everything with its cell, top to bottom."""
-    things = sorted(scene.things, key=lambda t: (t.row, t.column))
-    return " ".join(f"{with_article(t.name).capitalize()} in row {t.row}, column {t.column}." for t in things)
+def caption(rng, scene, ordered=True):
+    """A description of stage 1 (any order) and of "Describe this image." (top to bottom): everything with its row and column."""
+    things = sorted(scene.things, key=lambda t: (t.row, t.column)) if ordered else rng.sample(scene.things, len(scene.things))
+    return "Scene:" + "".join(f" {t.name} {WORD[t.row]} {WORD[t.column]}." for t in things)
 
 
 def arrangement(rng, scene, prompt):

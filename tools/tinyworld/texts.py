@@ -41,12 +41,13 @@ def scene_text(rng, scene, style=None, shuffle=True):
     if shuffle:
         rng.shuffle(things)
     style = rng.randrange(3) if style is None else style
-    if style == 0:
-        s = " ".join(f"{questions.with_article(t.name).capitalize()} in row {t.row}, column {t.column}." for t in things)
+    place = [(t.name, questions.WORD[t.row], questions.WORD[t.column]) for t in things]
+    if style == 0:            # the number right after the name: what induction heads pick up first
+        s = "Scene:" + "".join(f" {n} {r} {c}." for n, r, c in place)
     elif style == 1:
-        s = " ".join(f"The {t.name} is in row {t.row}, column {t.column}." for t in things)
+        s = " ".join(f"The {n} is in row {r}, column {c}." for n, r, c in place)
     else:
-        s = " ".join(f"{t.colour.capitalize()} {t.shape}: row {t.row}, column {t.column}." for t in things)
+        s = " ".join(f"There is {questions.with_article(n)} in row {r}, column {c}." for n, r, c in place)
     if scene.pair:
         s += f" The {scene.pair[0].name} is in front of the {scene.pair[1].name}."
     return s
@@ -88,7 +89,7 @@ def document(rng):
         parts = [scene_text(rng, scene), relations_text(rng, scene, rng.randint(2, 4))] + rng.sample(FACTS, 3)
         return " ".join(parts)
     if kind < 0.45:
-        lines = ["Scene: " + scene_text(rng, scene)]
+        lines = [scene_text(rng, scene)]
         for _ in range(rng.randint(3, 5)):
             q, a = qa(rng, scene)
             lines.append(f"Question: {q}" + (" " if q.endswith("Answer:") else "\nAnswer: ") + a)

@@ -16,7 +16,7 @@ import texts
 PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", "<|finetune_right_pad_id|>",
            "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
-SPECIAL += [f"<|reserved_special_token_{i}|>" for i in range(3, 8)]
+SPECIAL += [f"<|reserved_special_token_{i}|>" for i in range(3, 9)]
 CHAT = ("{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
         "message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
         "{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}")
@@ -25,7 +25,7 @@ CHAT = ("{% for message in messages %}{% set content = '<|start_header_id|>' + m
 def corpus():
     """Text for the merges: every sentence the world can say, and each word in its four spellings."""
     rng = random.Random("tokenizer")
-    words = list(scenes.COLOURS) + list(scenes.SHAPES) + ["yes", "no", "in", "left", "right", "above", "below", "behind", "top", "bottom"]
+    words = list(scenes.COLOURS) + list(scenes.SHAPES) + ["yes", "no", "in", "left", "right", "above", "below", "behind", "top", "bottom", *questions.WORD]
     for w in words:
         for s in (w, w.capitalize(), w.upper() if w in ("yes", "no") else w):
             for _ in range(40):

@@ -14,19 +14,18 @@ import time
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
 import llm
 import questions
+import ranks
 import scenes
 import texts
-from llm_train import Coder, scene_sample
+from llm_train import Coder, scene_sample, tally, topics_of
 from tower import Tower
 
 QUESTIONS, ROWS = 9, 10       # questions a picture, pictures a step and process
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def projector(width):
@@ -80,47 +79,15 @@ def image_sample(rng, code, things, early):
 
 def caption_sample(rng, code, things):
     scene = scenes.sample(rng, things)
-    ids = code(questions.caption(rng, scene) + "\n")
-    return [code.bos] + [llm.IMAGE] * 64, [(ids, [0.0] + [1.0] * (len(ids) - 1))], scenes.picture(scene, rng)
-
-
-def assemble(batch):
-    """Samples (prefix, branches with optional topic, pixels or None) -> tensors and {(row, place): topic} of first answer tokens"""
-    names = {}
-    for i, (prefix, branches, _) in enumerate(batch):
-        at = len(prefix)
-        for b in branches:
-            if len(b) == 3:
-                names[(i, at + next(j for j, w in enumerate(b[1]) if w))] = b[2]
-            at += len(b[0])
-    pixels = torch.tensor(np.array([s[2] for s in batch if s[2] is not None]))
-    return llm.collate([(p, [b[:2] for b in br]) for p, br, _ in batch]), pixels, names
-
-
-def average(params):
-    if WORLD > 1:
-        flat = torch.cat([p.grad.flatten() for p in params])
-        dist.all_reduce(flat)
-        flat /= WORLD
-        at = 0
-        for p in params:
-            p.grad.copy_(flat[at:at + p.numel()].view_as(p))
-            at += p.numel()
-
-
-def tally(right, place, names, topics):
-    for b, t, r in zip(*(z.tolist() for z in place), right.tolist()):
-        if (b, t) in names:
-            c = topics.setdefault(names[(b, t)], [0, 0])
-            c[0] += r
-            c[1] += 1
+    ids = code(questions.caption(rng, scene, ordered=False) + "\n")
+    open_ = {code(" " + c)[0] for c in scenes.COLOURS}          # which thing comes next is free, the rest follows from the picture
+    return [code.bos] + [llm.IMAGE] * 64, [(ids, [0.0, 0.0] + [0.1 if i in open_ else 1.0 for i in ids[2:]])], scenes.picture(scene, rng)
 
 
 def main(folder, work, seconds1, seconds2):
     torch.set_num_threads(1)
     torch.manual_seed(3)
-    if WORLD > 1:
-        dist.init_process_group("gloo", init_method=os.environ.get("RENDEZVOUS", "tcp://127.0.0.1:29555"), rank=RANK, world_size=WORLD)
+    ranks.start()
     code = Coder(folder)
     path = os.path.join(work, "vlm.pt")
     model = Vlm(code.size)
@@ -134,29 +101,29 @@ def main(folder, work, seconds1, seconds2):
         model.llm.load_state_dict(torch.load(os.path.join(work, "llm.pt"))["model"])
         model.tower.load_state_dict(torch.load(os.path.join(work, "tower.pt"))["tower"])
         round_bf16(model.llm), round_bf16(model.tower)
+    common = image_prefix(code)[:-64]
     start, saved, topics = time.time() - state["used"], state["used"], {}
     while state["used"] < seconds1 + seconds2:
-        clock = torch.tensor(time.time() - start)
-        if WORLD > 1:
-            dist.broadcast(clock, 0)
-        used = state["used"] = clock.item()
+        used = state["used"] = ranks.same(time.time() - start)
         if state["stage"] == 1 and used >= seconds1:
             state.update(stage=2, in_stage=0)
         stage, early = state["stage"], state["early"]
-        rng = random.Random(f"vlm {state['step']} {RANK}")
+        rng = random.Random(f"vlm {state['step']} {ranks.RANK}")
         if stage == 1:
             lr, last = 2e-3 * min(1, (state["in_stage"] + 1) / 50), seconds1
-            batch = [caption_sample(rng, code, rng.choice((2, 2, 3, 4))) for _ in range(2 * ROWS)]
+            samples = [caption_sample(rng, code, rng.choice((2, 2, 3, 4))) for _ in range(2 * ROWS)]
         else:
             lr = float(os.environ.get("LR", 1e-3)) * min(1, (state["in_stage"] + 1) / 100) * max(0.02, min(1, 2.2 * (1 - (used - seconds1) / seconds2)))
             things = 2 if early else None
-            batch = [image_sample(rng, code, things or rng.choice((2, 3, 3, 4)), early) for _ in range(ROWS)]
+            samples = [image_sample(rng, code, things or rng.choice((2, 3, 3, 4)), early) for _ in range(ROWS)]
             if rng.random() < 0.5:
-                batch[-1] = scene_sample(rng, code, None, 3) + (None,)
+                samples[-1] = scene_sample(rng, code, None, 3) + (None,)
         for g in opt.param_groups:
             g["lr"] = lr
-        (ids, pos, mask, weight), pixels, names = assemble(batch)
-        logits, target, w, place = llm.predict(model.llm, model.embed(ids, pixels), pos, mask, weight, ids)
+        batch = llm.Batch([(p, [b[:2] for b in br]) for p, br, _ in samples], common if stage == 2 else ())
+        names = topics_of(batch, [s for s in samples if s[2] is not None])
+        pixels = torch.tensor(np.array([s[2] for s in samples if s[2] is not None]))
+        logits, target, w, place = llm.predict(model.llm, model.embed(batch.ids, pixels), batch)
         loss = (F.cross_entropy(logits, target, reduction="none") * w).sum() / w.sum()
         opt.zero_grad()
         loss.backward()
@@ -166,24 +133,22 @@ def main(folder, work, seconds1, seconds2):
             active = list(model.projector.parameters())
         else:
             active = params
-        average(active)
+        ranks.average(active)
         torch.nn.utils.clip_grad_norm_(active, 1.0)
         opt.step()
-        tally(logits.argmax(-1) == target, place, names if batch[-1][2] is not None else {k: v for k, v in names.items() if k[0] < len(batch) - 1}, topics)
+        tally(logits.argmax(-1) == target, place, names, topics)
         state["step"] += 1
         state["in_stage"] += 1
         if state["step"] % 50 == 0:
             share = {k: round(v[0] / v[1], 2) for k, v in sorted(topics.items())}
             acc = (logits.argmax(-1) == target).float().mean().item()
-            if RANK == 0:
+            if ranks.RANK == 0:
                 print(f"vlm stage {stage} step {state['step']} {used:.0f}s lr {lr:.1e} loss {loss.item():.3f} tokens right {acc:.3f} {share}", flush=True)
-            done = torch.tensor(float(bool(share) and min(share.get(k, 0) for k in ("row", "column", "choice left", "choice above")) > 0.85))
-            if WORLD > 1:
-                dist.broadcast(done, 0)
-            if stage == 2 and early and (done.item() or state["in_stage"] >= 1200):
+            done = ranks.same(bool(share) and min(share.get(k, 0) for k in ("row", "column", "choice left", "choice above")) > 0.85)
+            if stage == 2 and early and (done or state["in_stage"] >= 1200):
                 state["early"] = False
             topics = {}
-        if RANK == 0 and (used - saved > 90 or used >= seconds1 + seconds2):
+        if ranks.RANK == 0 and (used - saved > 90 or used >= seconds1 + seconds2):
             torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "state": state}, path + ".new")
             os.replace(path + ".new", path)
             saved = used
