@@ -11,12 +11,10 @@
 #include <unistd.h>
 
 #define VERSION "0.1.0"
-#if defined STAGEDIFF_SIM
-#define EXECUTOR "sim: CUDA kernels executed on the CPU"
-#elif defined STAGEDIFF_CUDA
-#define EXECUTOR "cuda"
+#ifdef STAGEDIFF_BF16
+#define STORAGE "bf16"
 #else
-#define EXECUTOR "cpu"
+#define STORAGE "f32"
 #endif
 
 /* How the list of commands is grouped; a command named nowhere here is listed last. */
@@ -132,7 +130,7 @@ int main(int argc, char **argv)
         return finish(0);
     }
     if (!strcmp(argv[1], "--version")) {
-        puts("stagediff " VERSION " (" EXECUTOR ")");
+        puts("stagediff " VERSION " (activations in " STORAGE ")");
         return finish(0);
     }
     struct command *cmd = find_command(argv[1]);
