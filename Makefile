@@ -18,7 +18,7 @@ include kernels/simt/simt.mk
 WARN   := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
 CFLAGS = -std=c11 -O3 $(ARCH_FLAGS) -g -fopenmp -fno-math-errno -fno-trapping-math -I. -D_GNU_SOURCE $(WARN) $(INCS) $(EXTRA_CFLAGS) \
           $(if $(filter kernels/% bench/%,$<),-ffp-contract=fast) # fma in kernels; host code (pixel values) rounds as written
-PKGS   := jansson sqlite3 libjpeg libpng libpcre2-8 zlib openblas
+PKGS   := jansson sqlite3 libjpeg libpng libpcre2-8 zlib
 LIBS   ?= $(shell pkg-config --libs $(PKGS)) -ldnnl -fopenmp -lm
 INCS   := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 

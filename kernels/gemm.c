@@ -21,8 +21,10 @@ static void linear(double *y, const double *x, const double *w, const double *bi
 }
 
 #else
+#ifndef STAGEDIFF_NO_BLAS
 #include <dnnl.h>
 #undef I
+#endif
 
 /* At most this many rows go through dot products: measured against oneDNN's sgemm at I 512, O 2816. */
 enum { FEW_ROWS = 4, TILE_ROWS = 320, TILE_COLUMNS = 256, DOT_COLUMNS = 32 };
@@ -56,11 +58,23 @@ static void linear_few(float *y, const float *x, const float *w, const float *bi
         }
 }
 
+#ifdef STAGEDIFF_NO_BLAS /* the GPU bundle's cpu side: small models, no library to carry */
+static void tile(float *y, const float *x, const float *w, const float *bias, int rows, int columns, int I, int O) {
+    for (int n = 0; n < rows; n += FEW_ROWS)
+        for (int o = 0; o < columns; o++) {
+            float sum[FEW_ROWS];
+            int few = rows - n < FEW_ROWS ? rows - n : FEW_ROWS;
+            dots(sum, x + cpu_offset(n, I), w + cpu_offset(o, I), few, I);
+            for (int r = 0; r < few; r++) y[cpu_offset(n + r, O) + (size_t)o] = sum[r] + (bias ? bias[o] : 0.0f);
+        }
+}
+#else
 static void tile(float *y, const float *x, const float *w, const float *bias, int rows, int columns, int I, int O) {
     for (int n = 0; bias && n < rows; n++) memcpy(y + cpu_offset(n, O), bias, (size_t)columns * sizeof(float));
     dnnl_status_t status = dnnl_sgemm('N', 'T', rows, columns, I, 1.0f, x, I, w, I, bias ? 1.0f : 0.0f, y, O);
     CHECK(status == dnnl_success, "dnnl_sgemm %dx%dx%d: status %d", rows, columns, I, (int)status);
 }
+#endif
 
 static void linear(float *y, const float *x, const float *w, const float *bias, int N, int I, int O) {
     if (N <= FEW_ROWS) {

@@ -1,4 +1,4 @@
-/* gemm.h - the plain matrix products: OpenBLAS or oneDNN (cpu), cuBLASLt (cuda), host loops with its rounding (sim). */
+/* gemm.h - the plain matrix products: oneDNN (cpu), cuBLASLt (cuda), host loops with its rounding (sim). */
 #include "kernels/op.h"
 EXTERN_C_BEGIN
 

@@ -3,7 +3,7 @@
 # As root or with sudo; otherwise it prints the command and stops. Called by make deps, make demo and make test.
 set -u
 packages="build-essential pkg-config libjansson-dev libsqlite3-dev libjpeg-dev libpng-dev libpcre2-dev zlib1g-dev
-libopenblas-dev libdnnl-dev libcmocka-dev gnuplot-nox"
+libdnnl-dev libcmocka-dev gnuplot-nox"
 [ "${1:-}" = lint ] && packages="$packages cppcheck clang-format"
 missing=""
 for p in $packages; do
