@@ -89,7 +89,8 @@ static int added_order(const void *a, const void *b)
     return strcmp(x->content, y->content);
 }
 
-static int read_added(struct tokenizer *tok, const json_t *list, size_t limit, struct error *err)
+/* next: the id for a token that the vocabulary does not hold. The library numbers them on from the vocabulary's size. */
+static int read_added(struct tokenizer *tok, const json_t *list, int next, size_t limit, struct error *err)
 {
     size_t n = json_array_size(list);
     tok->added = memory_take(n, sizeof *tok->added);
@@ -102,11 +103,15 @@ static int read_added(struct tokenizer *tok, const json_t *list, size_t limit, s
             return fail(err, "%s: added token '%.60s': single_word is not supported", tok->path, content);
         if (!*content)
             continue;
-        int known = tokenizer_find(tok, content, strlen(content));
-        if (known < 0 && put_piece(tok, content, json_integer_value(id), (long long)limit, err))
+        int known = tokenizer_find(tok, content, strlen(content)), file_id = (int)json_integer_value(id);
+        if (known < 0 && json_integer_value(id) != next && json_integer_value(id) >= 0)
+            log_note("%s: added token '%.60s' has the id %d in the file; it gets %d, as in the tokenizers library", tok->path, content, file_id, next);
+        if (known < 0 && put_piece(tok, content, json_integer_value(id) < 0 ? -1 : next, (long long)limit, err))
             return -1;
         struct added_token *a = &tok->added[tok->n_added++];
-        *a = (struct added_token){.content = memory_string(content), .bytes = strlen(content), .id = known < 0 ? (int)json_integer_value(id) : known};
+        *a = (struct added_token){.content = memory_string(content), .bytes = strlen(content), .id = known < 0 ? next : known};
+        if (a->id >= next)
+            next = a->id + 1;
         a->special = json_is_true(json_object_get(entry, "special"));
         a->lstrip = json_is_true(json_object_get(entry, "lstrip"));
         a->rstrip = json_is_true(json_object_get(entry, "rstrip"));
@@ -179,7 +184,7 @@ static int read_model(struct tokenizer *tok, const json_t *model, const json_t *
     for (int i = 0; i < 2; i++)
         if (text_of(model, affixes[i]) && *text_of(model, affixes[i]))
             return fail(err, "%s: BPE with %s is not supported", tok->path, affixes[i]);
-    if (read_vocabulary(tok, model, added, file_bytes, err) || read_added(tok, added, file_bytes, err))
+    if (read_vocabulary(tok, model, added, file_bytes, err) || read_added(tok, added, (int)json_object_size(json_object_get(model, "vocab")), file_bytes, err))
         return -1;
     build_byte_table(tok);
     tok->ignore_merges = json_is_true(json_object_get(model, "ignore_merges"));

@@ -52,13 +52,17 @@ def train(kind, folder):
     tok.save(path)
     value = json.load(open(path))
     if kind == "llama3":   # reachable only through ignore_merges: a whole word without the merges that make it
-        value["model"]["vocab"]["Ġxylophone"] = max(value["model"]["vocab"].values()) + 1 + len(special)
+        value["model"]["vocab"]["Ġxylophone"] = len(value["model"]["vocab"])
+        for t in value["added_tokens"]:
+            t["id"] += 1
+        value["post_processor"]["processors"][1]["special_tokens"][SPECIAL[0]]["ids"] = [value["added_tokens"][0]["id"]]
     else:                  # the older spelling of merges, and a vocabulary that lacks some bytes
         value["model"]["merges"] = [" ".join(m) for m in value["model"]["merges"]]
         used = {c for m in value["model"]["merges"] for part in m.split(" ") for c in part}
         gone = [c for c in alphabet if c not in used][:12]
-        for c in gone:
-            del value["model"]["vocab"][c]
+        value["model"]["vocab"] = {k: i for i, k in enumerate(k for k in value["model"]["vocab"] if k not in gone)}
+        for t in value["added_tokens"]:
+            t["id"] -= len(gone)
     with open(path, "w") as f:
         json.dump(value, f, ensure_ascii=False, separators=(",", ":"))
         f.write("\n")
