@@ -21,6 +21,14 @@ static inline lanes lanes_load_low(const bf16 *p, int n) {
 }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c); }
 static inline float lanes_sum(lanes a) { return _mm512_reduce_add_ps(a); }
+static inline lanes lanes_set(float v) { return _mm512_set1_ps(v); }
+static inline lanes lanes_larger(lanes a, lanes v) { return _mm512_max_ps(_mm512_abs_ps(v), a); } /* a NaN in v leaves a */
+/* q = round(v * scale) to 16 bits; sum + (v * scale - q)^2 */
+static inline lanes lanes_round(int16_t *q, lanes v, lanes scale, lanes sum) {
+    lanes rounded = _mm512_roundscale_ps(_mm512_mul_ps(v, scale), 0), miss = _mm512_fmsub_ps(v, scale, rounded);
+    _mm256_storeu_si256((__m256i *)(void *)q, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(rounded)));
+    return _mm512_fmadd_ps(miss, miss, sum);
+}
 #else
 typedef struct {
     float v[LANES];
@@ -45,81 +53,103 @@ static inline float lanes_sum(lanes a) {
         for (int l = 0; l < half; l++) a.v[l] += a.v[l + half];
     return a.v[0];
 }
+static inline lanes lanes_set(float v) {
+    lanes a;
+    for (int l = 0; l < LANES; l++) a.v[l] = v;
+    return a;
+}
+static inline lanes lanes_larger(lanes a, lanes v) {
+    for (int l = 0; l < LANES; l++) a.v[l] = fabs(v.v[l]) > a.v[l] ? fabs(v.v[l]) : a.v[l];
+    return a;
+}
+static inline lanes lanes_round(int16_t *q, lanes v, lanes scale, lanes sum) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    for (int l = 0; l < LANES; l++) {
+        float rounded = fma(v.v[l], scale.v[l], magic) - magic, miss = fma(v.v[l], scale.v[l], -rounded);
+        q[l] = (int16_t)(int)rounded;
+        sum.v[l] = fma(miss, miss, sum.v[l]);
+    }
+    return sum;
+}
 #endif
 
 static inline lanes load_weights(struct sae_weights w, size_t at, int n) { return w.low ? lanes_load_low(w.low + at, n) : lanes_load(w.real + at, n); }
 
 /* ---- the exact product ---- */
 
-/* One group of at most R rows and F features; both are constants where it is called, so every sum is a register. */
-static inline __attribute__((always_inline)) void exact_group(float *out, int width, const float *const *x, const int R, struct sae_weights w, const int *feature, const int F, int d) {
-    lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES];
-    for (int r = 0; r < R; r++)
-        for (int f = 0; f < F; f++) sum[r][f] = lanes_zero();
-    for (int i = 0; i < d; i += LANES) {
-        lanes wv[SAE_EXACT_FEATURES];
+/* n of 16 columns from i on: sums += x * w for R rows and F features */
+static inline __attribute__((always_inline)) void exact_columns(lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES], const float *const *x, const int R, struct sae_weights w, const bool low, const size_t *start, const int F, int i, const int n) {
+    lanes wv[SAE_EXACT_FEATURES];
 #pragma GCC unroll 4
-        for (int f = 0; f < F; f++) wv[f] = load_weights(w, cpu_offset(feature[f], d) + (size_t)i, d - i);
+    for (int f = 0; f < F; f++) wv[f] = low ? lanes_load_low(w.low + start[f] + i, n) : lanes_load(w.real + start[f] + i, n);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-            lanes xv = lanes_load(x[r] + i, d - i);
+    for (int r = 0; r < R; r++) {
+        lanes xv = lanes_load(x[r] + i, n);
 #pragma GCC unroll 4
-            for (int f = 0; f < F; f++) sum[r][f] = lanes_fma(xv, wv[f], sum[r][f]);
-        }
+        for (int f = 0; f < F; f++) sum[r][f] = lanes_fma(xv, wv[f], sum[r][f]);
     }
+}
+
+/* R rows and F features; both and `low` are constants where it is called, so every sum is a register. */
+static inline __attribute__((always_inline)) void exact_group(float *out, int width, const float *const *x, const int R, struct sae_weights w, const bool low, const int *feature, const int *ahead, const int F, int d) {
+    lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES];
+    size_t start[SAE_EXACT_FEATURES];
+    int whole = d / LANES * LANES;
+#pragma GCC unroll 4
+    for (int f = 0; f < F; f++) {
+        start[f] = cpu_offset(feature[f], d);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) sum[r][f] = lanes_zero();
+    }
+    for (int i = 0; i < whole; i += LANES) {
+        /* a lone row waits for memory: ask for the next features, four rows at addresses nobody can guess */
+        for (int f = 0; ahead && f < F; f++) __builtin_prefetch(low ? (const void *)(w.low + cpu_offset(ahead[f], d) + i) : (const void *)(w.real + cpu_offset(ahead[f], d) + i), 0, 3);
+        exact_columns(sum, x, R, w, low, start, F, i, LANES);
+    }
+    if (whole < d) exact_columns(sum, x, R, w, low, start, F, whole, d - whole);
+#pragma GCC unroll 6
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
         for (int f = 0; f < F; f++) out[cpu_offset(r, width) + (size_t)f] = lanes_sum(sum[r][f]);
 }
 
-void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features, int d) {
-    int whole = features / SAE_EXACT_FEATURES * SAE_EXACT_FEATURES;
-    for (int f = 0; f < whole; f += SAE_EXACT_FEATURES) {
-        if (rows == SAE_EXACT_ROWS) exact_group(out + f, width, x, SAE_EXACT_ROWS, w, feature + f, SAE_EXACT_FEATURES, d);
-        else
-            for (int r = 0; r < rows; r++) exact_group(out + cpu_offset(r, width) + (size_t)f, width, x + r, 1, w, feature + f, SAE_EXACT_FEATURES, d);
+static inline __attribute__((always_inline)) void exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const bool low, const int *feature, int features, int d) {
+    int f = 0;
+    for (; rows == SAE_EXACT_ROWS && f + SAE_EXACT_FEATURES <= features; f += SAE_EXACT_FEATURES) exact_group(out + f, width, x, SAE_EXACT_ROWS, w, low, feature + f, NULL, SAE_EXACT_FEATURES, d);
+    for (int r = 0; r < rows; r++) {
+        float *to = out + cpu_offset(r, width);
+        int g = f;
+        for (; g + SAE_EXACT_FEATURES <= features; g += SAE_EXACT_FEATURES) exact_group(to + g, width, x + r, 1, w, low, feature + g, g + 2 * SAE_EXACT_FEATURES <= features ? feature + g + SAE_EXACT_FEATURES : NULL, SAE_EXACT_FEATURES, d);
+        for (; g < features; g++) exact_group(to + g, width, x + r, 1, w, low, feature + g, NULL, 1, d);
     }
-    for (int f = whole; f < features; f++)
-        for (int r = 0; r < rows; r++) exact_group(out + cpu_offset(r, width) + (size_t)f, width, x + r, 1, w, feature + f, 1, d);
+}
+
+void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features, int d) {
+    if (w.low) exact_products(out, width, x, rows, w, true, feature, features, d);
+    else exact_products(out, width, x, rows, w, false, feature, features, d);
 }
 
 /* ---- the screen ---- */
 
 /* q = round(v * scale), padded with zeros to whole groups of 32 */
 static struct sae_rounded round_row(int16_t *q, struct sae_weights w, size_t at, int d) {
-    int padded = 2 * sae_screen_pairs(d);
-    float value[LANES], square[LANES] = {0}, largest[LANES] = {0}, missed[LANES] = {0};
+    lanes square = lanes_zero(), largest = lanes_zero(), missed = lanes_zero();
     for (int i = 0; i < d; i += LANES) {
-        for (int l = 0; l < LANES; l++) value[l] = i + l >= d ? 0 : w.low ? float_from_bf16(w.low[at + (size_t)(i + l)]) : w.real[at + (size_t)(i + l)];
-        for (int l = 0; l < LANES; l++) {
-            float size = fabs(value[l]);
-            square[l] += size * size;
-            largest[l] = size > largest[l] ? size : largest[l];
-        }
+        lanes v = load_weights(w, at + (size_t)i, d - i);
+        square = lanes_fma(v, v, square);
+        largest = lanes_larger(largest, v);
     }
-    double total = 0;
-    float top = 0;
-    for (int l = 0; l < LANES; l++) {
-        total += (double)square[l];
-        top = largest[l] > top ? largest[l] : top;
-    }
-    memset(q, 0, (size_t)padded * sizeof *q);
-    if (total == 0 && top == 0) return (struct sae_rounded){0, 0, 0};
-    double norm = sqrt(total) * (1 + 1e-3);
+    float size[LANES], top = 0;
+    memcpy(size, &largest, sizeof size);
+    for (int l = 0; l < LANES; l++) top = size[l] > top ? size[l] : top;
+    double norm = sqrt((double)lanes_sum(square)) * (1 + 1e-3);
+    memset(q, 0, 2 * (size_t)sae_screen_pairs(d) * sizeof *q);
+    if (norm == 0 && top == 0) return (struct sae_rounded){0, 0, 0};
     if (!(norm > 1e-15 && norm < 1e15)) return (struct sae_rounded){0, HUGE_VALF, HUGE_VALF};
     double room = (NORM_LIMIT - 1 - 0.5 * sqrt((double)d)) / norm, limit = 32766 / (double)top;
     float scale = (float)(room < limit ? room : limit);
-    for (int i = 0; i < d; i += LANES) {
-        for (int l = 0; l < LANES; l++) value[l] = i + l >= d ? 0 : w.low ? float_from_bf16(w.low[at + (size_t)(i + l)]) : w.real[at + (size_t)(i + l)];
-        for (int l = 0; l < LANES; l++) {
-            const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-            float rounded = fma(value[l], scale, magic) - magic, miss = fma(value[l], scale, -rounded);
-            missed[l] += miss * miss;
-            q[i + l] = (int16_t)(int)rounded;
-        }
-    }
-    double miss = 0;
-    for (int l = 0; l < LANES; l++) miss += (double)missed[l];
-    return (struct sae_rounded){1 / scale, (float)norm, (float)(sqrt(miss) * (1 + 1e-3) / (double)scale)};
+    for (int i = 0; i < d; i += LANES) missed = lanes_round(q + i, load_weights(w, at + (size_t)i, d - i), lanes_set(scale), missed);
+    return (struct sae_rounded){1 / scale, (float)norm, (float)(sqrt((double)lanes_sum(missed)) * (1 + 1e-3) / (double)scale)};
 }
 
 void sae_screen_rows(int16_t *x_tile, struct sae_rounded *row, const float *x, int rows, int d, int16_t *temporary) {
