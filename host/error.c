@@ -22,16 +22,16 @@ int error_context(struct error *err, const char *format, ...)
 {
     if (!err)
         return -1;
-    char prefix[512], old[sizeof err->text];
+    char joined[sizeof err->text], *end = joined + sizeof joined - 1;
     va_list args;
     va_start(args, format);
-    vsnprintf(prefix, sizeof prefix, format, args);
+    vsnprintf(joined, 512, format, args);
     va_end(args);
-    memcpy(old, err->text, sizeof old);
-    old[sizeof old - 1] = 0;
-    int n = snprintf(err->text, sizeof err->text, "%s: ", prefix);
-    size_t used = n < 0 ? 0 : (size_t)n;
-    snprintf(err->text + used, sizeof err->text - used, "%s", old);
+    char *at = stpcpy(joined + strlen(joined), ": ");
+    size_t room = (size_t)(end - at), n = strnlen(err->text, sizeof err->text - 1);
+    memcpy(at, err->text, n < room ? n : room);
+    at[n < room ? n : room] = 0;
+    strcpy(err->text, joined);
     return -1;
 }
 

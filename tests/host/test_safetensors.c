@@ -20,6 +20,8 @@ static int setup(void **state)
 {
     (void)state;
     struct error err;
+    if (system("rm -rf " FOLDER)) /* of an earlier run */
+        return -1;
     return dir_create(FOLDER, &err);
 }
 
