@@ -16,7 +16,7 @@ typedef __m512 lanes;
 static inline lanes lanes_zero(void) { return _mm512_setzero_ps(); }
 static inline lanes lanes_load(const float *p, int n) { return n >= LANES ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 static inline lanes lanes_load_low(const bf16 *p, int n) {
-    __mmask16 mask = n >= LANES ? (__mmask16)0xFFFF : (__mmask16)((1u << n) - 1);
+    __mmask16 mask = (__mmask16)(n >= LANES ? 0xFFFFu : (1u << n) - 1);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
 }
 static inline lanes lanes_fma(lanes a, lanes b, lanes c) { return _mm512_fmadd_ps(a, b, c); }
