@@ -6,7 +6,7 @@ enum unary { QUICK_GELU, GELU };
 
 template <int KIND> __device__ __forceinline__ float unary_value(float x) {
     if constexpr (KIND == QUICK_GELU) return x / (1.0f + __expf(-1.702f * x));
-    else return x * (1.0f + erff(x * 0.70710678f)) * 0.5f;
+    else return x * erfcf(x * -0.70710678f) * 0.5f; /* 1 + erf without its cancellation at x < 0 */
 }
 
 /* The walk that all elementwise kernels share: the grid in strides over items of W, then the last n % W one by one. */

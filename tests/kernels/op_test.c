@@ -327,7 +327,7 @@ static bool judge(struct op_test *t, const struct op_buffer *out, const char *wh
             finite++;
         }
     bool low = is_low(out->type);
-    double u = low ? 0x1p-9 : 4 * 0x1p-24, u_rms = low ? 0.4 * u : 0.5 * u, rms = finite ? sqrt(square / (double)finite) : 0;
+    double u = low ? 0x1p-8 : 4 * 0x1p-24, u_rms = low ? 0.4 * u : 0.5 * u, rms = finite ? sqrt(square / (double)finite) : 0;
     struct errors got = measure(ref, out->real, NULL, out->n), naive = measure(ref, NULL, plain, out->n);
     double floor_max = fmax(fmax(naive.max, u * top), 0x1p-24 * magnitude), floor_rms = fmax(fmax(naive.rms, u_rms * rms), 0.4 * 0x1p-24 * magnitude);
     bool ok = !got.broken && got.max <= limit * floor_max && (out->n < 32 || got.rms <= 1.25 * floor_rms);
@@ -349,6 +349,22 @@ bool op_check_gradient(struct op_test *t, const struct op_buffer *out, const cha
 
 bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double magnitude) {
     return judge(t, out, what, ref, plain, 2, magnitude);
+}
+
+bool op_check_each(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, double units) {
+    if (!is_low(out->type)) return true;
+    double worst = 0;
+    for (size_t i = 0; i < out->n; i++) {
+        if (!isfinite(ref[i])) continue; /* op_check compares those */
+        double off = (fabs(out->real[i] - ref[i]) - 1e-30) / (0x1p-8 * fabs(ref[i]) + 1e-300);
+        if (!(off <= units)) {
+            op_fail(t, "%s element %zu of %zu: got %.9g, want %.9g, %.3g roundings off", what, i, out->n, out->real[i], ref[i], off);
+            return false;
+        }
+        worst = fmax(worst, off);
+    }
+    printf("  ok   %s: %s each within %.3g roundings\n", t->name, what, worst);
+    return true;
 }
 
 bool op_check_exact(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref) {

@@ -12,7 +12,7 @@
  *
  * Accepted: max error <= 2 * floor_max and RMS error <= 1.25 * floor_rms (gradients: 3 and 1.25). The floor is the plain
  * computation's error against double, but never less than what rounding alone may do, or a lucky draw of few elements would
- * be the limit: bf16: one rounding, u * max|ref| and 0.4 u * rms(ref), u = 2^-9; f32: a chain of some, 4 u * max|ref| and
+ * be the limit: bf16: one rounding, u * max|ref| and 0.4 u * rms(ref), u = 2^-8; f32: a chain of some, 4 u * max|ref| and
  * 2 u * rms(ref), u = 2^-24; a sum that cancels (op_check_sum): one f32 rounding of sum |terms|. RMS is judged from 32 elements on. NaN is right only where ref has it;
  * infinities must agree. Every check prints both errors, green or not. */
 #ifndef TESTS_KERNELS_OP_TEST_H
@@ -108,6 +108,8 @@ bool op_check(struct op_test *t, const struct op_buffer *out, const char *what, 
 bool op_check_gradient(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain);
 /* For sums: `magnitude` is the largest sum of |terms| of any element. */
 bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double magnitude);
+/* Elementwise ops, bf16 outputs only (f32: true): each element within `units` roundings of its own magnitude, 1e-30 apart from zero. */
+bool op_check_each(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, double units);
 /* Every element equal (copies, permutations), integers equal. */
 bool op_check_exact(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref);
 bool op_check_ints(struct op_test *t, const struct op_buffer *out, const char *what, const int *ref);

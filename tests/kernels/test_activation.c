@@ -6,14 +6,14 @@
 #include "kernels/activation.h"
 #include "kernels/ref_end.h"
 
-static const double scales[] = {1e-3, 1, 1e3};
+static const double scales[] = {1e-3, 1, 1e3, 0}; /* 0: scale 1 with the ends of the range among it */
 static const int lengths[] = {1, 7, 8, 257, 1000, 4099};
 
 /* Normal values and the ends of the range: zeros of both signs, the exponent's limits, infinities, NaN. */
 static void ends(struct op_test *t, double *x, size_t n, double scale) {
     static const double special[] = {0, -0.0, 87.5, -87.5, 88.6, -88.6, 104, -104, 1e4, -1e4, INFINITY, NAN};
-    for (size_t i = 0; i < n; i++) x[i] = scale * op_normal(t);
-    for (size_t i = 0; i < sizeof special / sizeof *special && scale == 1 && n >= 257; i++) x[17 * i + 3] = special[i];
+    for (size_t i = 0; i < n; i++) x[i] = (scale > 0 ? scale : 1) * op_normal(t);
+    for (size_t i = 0; i < sizeof special / sizeof *special && scale == 0 && n >= 257; i++) x[17 * i + 3] = special[i];
 }
 
 typedef void unary(struct device *dev, act_t *y, const act_t *x, size_t n);
@@ -35,6 +35,7 @@ static void run_unary(const char *name, unary *op, ref_unary *ref_op, float (*pl
     float *plain = op_plain(&t, count);
     for (size_t i = 0; i < count; i++) plain[i] = op_round(OP_ACT, plain_op((float)x0[i]));
     op_check(&t, y, "y", ref, plain);
+    op_check_each(&t, y, "y", ref, 1.02);
     op_end(&t);
 }
 
@@ -64,6 +65,7 @@ static void run_swiglu(int N, int F, double scale) {
             plain[r * F + f] = op_round(OP_ACT, op_round(OP_ACT, g / (1.0f + expf(-g))) * u);
         }
     op_check(&t, y, "y", ref, plain);
+    op_check_each(&t, y, "y", ref, 1.02);
     op_end(&t);
 }
 
@@ -78,7 +80,7 @@ static void run_add(int n, double scale, bool in_place) {
     op_begin(&t, "residual_add n=%d scale=%g%s", n, scale, in_place ? " in place" : "");
     size_t count = (size_t)n;
     double *values = op_ref(&t, count), *ref = op_ref(&t, count);
-    ends(&t, values, count, 1);
+    ends(&t, values, count, scale > 0 ? 1 : 0);
     struct op_buffer *a = in_place ? op_inout(&t, OP_ACT, count, values) : op_given(&t, OP_ACT, count, values), *b = op_input(&t, OP_ACT, count, scale);
     double *a0 = op_copy(&t, a->real, count);
     struct op_buffer *y = in_place ? a : op_output(&t, OP_ACT, count);
