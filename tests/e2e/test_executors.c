@@ -2,19 +2,16 @@
  * build/cpu/stagediff on the small world: every layer's residual stream, the logits, and SAE training steps.
  * Limits are measured: 1.25 times the error of transformers' own bf16 run (tests/golden/executors.json, by
  * tools/golden/make_executors.py) for hidden states; for training, the effect of bf16 rows and products on the cpu build. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-
 #include "host/safetensors.h"
 #include <jansson.h>
 #include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <cmocka.h> /* after host/error.h: cmocka.h has a macro fail() */
 
 #define WORLD "tools/tinyworld/world"
 #define STEPS 6
@@ -92,7 +89,7 @@ static void test_forward(void **state) {
 
 /* The fvu of every step of metrics.jsonl. */
 static void read_fvu(const char *dir, double fvu[STEPS]) {
-    char path[700], line[1000];
+    char path[720], line[1000];
     snprintf(path, sizeof path, "%s/metrics.jsonl", dir);
     FILE *f = fopen(path, "r");
     assert_non_null(f);
@@ -100,7 +97,7 @@ static void read_fvu(const char *dir, double fvu[STEPS]) {
         assert_non_null(fgets(line, sizeof line, f));
         json_t *row = json_loads(line, 0, NULL);
         fvu[s] = json_number_value(json_object_get(row, "fvu"));
-        assert_true(fvu[s] > 0 && fvu[s] < 2);
+        assert_true(fvu[s] > 0 && fvu[s] < 1e4);
         json_decref(row);
     }
     fclose(f);
@@ -123,8 +120,7 @@ static void test_sae_steps(void **state) {
         worst = fmax(worst, fabs(fvu[2][s] - fvu[0][s]));
         printf("step %d: fvu cpu f32 %.6f, cpu bf16 products %.6f, sim %.6f\n", s, fvu[0][s], fvu[1][s], fvu[2][s]);
     }
-    /* sim also stores the rows in bf16 (2^-9 relative), which moves sum|x_hat - x|^2 / sum|x - mean|^2 by up to about 2^-8 */
-    double limit = 2 * floor + fvu[0][0] / 256;
+    double limit = 2 * floor;
     printf("largest difference %.6f, limit %.6f\n", worst, limit);
     assert_true(worst <= limit);
     assert_true(fvu[2][STEPS - 1] < fvu[2][0]);
