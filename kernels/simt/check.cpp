@@ -248,9 +248,9 @@ static int read_image(dl_phdr_info *info, size_t, void *) {
     __atomic_store_n(&nimage, n, __ATOMIC_RELEASE);
     return 1;
 }
+/* The kernel's arguments, thread-local variables (threadIdx), the program's image; the stack was asked for before. */
 static bool in_program(const worker *w, uintptr_t a, size_t n) {
-    uintptr_t stack = reinterpret_cast<uintptr_t>(w->cur->stack), args = reinterpret_cast<uintptr_t>(w->l->closure);
-    if (a >= stack && a + n <= stack + w->cur->stack_bytes) return true;
+    uintptr_t args = reinterpret_cast<uintptr_t>(w->l->closure);
     if (a >= args && a + n <= args + w->l->closure_bytes) return true;
     if (!tls_hi) dl_iterate_phdr(read_image, nullptr);
     if (a >= tls_lo && a + n <= tls_hi) return true;
@@ -285,6 +285,8 @@ static void other_access(worker *w, const void *p, size_t bytes, access_kind kin
 void check_access_pc(const void *p, size_t bytes, access_kind kind, const void *pc) {
     worker *w = self;
     if (!check_on || !w || !bytes) return;
+    size_t in_stack = static_cast<size_t>(static_cast<const char *>(p) - w->cur->stack);
+    if (in_stack < w->cur->stack_bytes && in_stack + bytes <= w->cur->stack_bytes) return; /* most accesses are to own variables */
     size_t off = static_cast<size_t>(static_cast<const char *>(p) - w->arena);
     if (off < ARENA_BYTES)
         shared_access(w, off, bytes, kind, w->cur->tid, place_of(pc));

@@ -6,6 +6,9 @@
 #include "runtime.h"
 
 namespace simt {
+/* Equal literals of one file are mostly one object, so the comparison of characters is rarely needed. */
+static bool differ(const char *a, const char *b) { return a != b && strcmp(a, b); }
+
 /* ---- barriers */
 void barriers_begin_block(worker *w) {
     for (barrier &b : w->bar) b.arrived = b.nwaiters = 0;
@@ -32,7 +35,7 @@ static void check_arrival(worker *w, const barrier *b, int id, int n, const char
         fail("barrier %d of %d threads at %s:%d: not a multiple of 32 or more than the block has", id, n, file, line);
     if (b->arrived && b->expected != n)
         fail("barrier %d: %d threads expected at %s:%d, %d at %s:%d", id, b->expected, b->file, b->line, n, file, line);
-    if (n == 0 && b->arrived && (b->line != line || strcmp(b->file, file))) fail_divergent(w, b, file, line);
+    if (n == 0 && b->arrived && (b->line != line || differ(b->file, file))) fail_divergent(w, b, file, line);
     if (n == 0 && w->done) fail("__syncthreads %s:%d after %d thread(s) of the block exited", file, line, w->done);
 }
 
@@ -67,7 +70,7 @@ static void check_same_place(worker *w, const warp_state *wp, uint32_t lanes, co
     for (uint32_t m = lanes; m; m &= m - 1) {
         int i = __builtin_ctz(m);
         const fiber *o = w->by_tid[(f->tid & ~31) + i];
-        if (wp->mask[i] != mask || o->line != f->line || strcmp(o->what, f->what) || strcmp(o->file, f->file))
+        if (wp->mask[i] != mask || o->line != f->line || differ(o->what, f->what) || differ(o->file, f->file))
             fail("divergent warp collective: lane %d is at %s mask 0x%08x %s:%d, lane %d at %s mask 0x%08x %s:%d", f->tid & 31, f->what,
                  mask, f->file, f->line, i, o->what, wp->mask[i], o->file, o->line);
     }

@@ -26,7 +26,7 @@ SIMT_CXXFLAGS_asan = $(SIMT_COMMON) -O1 $(SIMT_SAN_asan)
 SIMT_CXXFLAGS_check = $(SIMT_COMMON) -O1 -fsanitize=thread
 # the runtime
 SIMT_RTFLAGS_plain = $(SIMT_COMMON) -O2 -Wconversion
-SIMT_RTFLAGS_asan = $(SIMT_COMMON) -O1 $(SIMT_SAN_asan)
+SIMT_RTFLAGS_asan = $(SIMT_COMMON) -O2 -fsanitize=address -fno-omit-frame-pointer
 SIMT_RTFLAGS_check = $(SIMT_RTFLAGS_plain)
 SIMT_LDFLAGS_plain = -fopenmp
 SIMT_LDFLAGS_asan = -fopenmp $(SIMT_SAN_asan)
