@@ -45,14 +45,14 @@ def scene_sample(rng, code, things, stage):
     """A scene in words and questions about it, in the chat layout."""
     scene = scenes.sample(rng, things)
     system = texts.turn("system", rng.choice((texts.TEXT_SYSTEM, texts.TEXT_SYSTEM, texts.VLM_SYSTEM))) if rng.random() < 0.5 else ""
-    easy = 0 if stage == 2 or rng.random() < 0.4 else rng.randrange(1, 3)
+    easy = 0 if stage == 2 or rng.random() < 0.3 else rng.randrange(1, 3)
     prefix = [code.bos] + code(system + texts.header("user") + texts.scene_text(rng, scene, easy)[:-1])
     branches = []
     known = {code(" " + w)[0] for w in (*scenes.SHAPES, *questions.WORD)}       # follows from the first telling
     again = code(".\n" + texts.scene_text(rng, scene, easy))
     branches.append((again, [0.5 if t in known else 0.0 for t in again]))
     first = (questions.lookup,) + (questions.choice,) * 3 + (questions.relation,) * 3 + (questions.colour,)
-    later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.choice, questions.vsr, questions.vsr)
+    later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.relation, questions.relation, questions.vsr, questions.vsr)
     for _ in range(QUESTIONS):
         q = questions.draw(rng, scene, first if stage == 2 else later)
         branches.append(code.branch(f".\n{q.text}{texts.EOT}{texts.header('assistant')}", q.answer) + (q.topic,))
@@ -117,7 +117,7 @@ def main(folder, work, seconds):
         if stage == 1:
             batch = induction_batch(rng, code)
         else:
-            samples = [document_sample(rng, code) if stage == 3 and rng.random() < 0.4 else
+            samples = [document_sample(rng, code) if stage == 3 and rng.random() < 0.3 else
                        scene_sample(rng, code, 2 if stage == 2 else rng.choice((2, 3, 4)), stage) for _ in range(ROWS)]
             batch = llm.Batch([(p, [b[:2] for b in br]) for p, br in samples])
             names = topics_of(batch, samples)
@@ -140,7 +140,7 @@ def main(folder, work, seconds):
             if ranks.RANK == 0:
                 print(f"llm stage {stage} step {state['step']} {state['used']:.0f}s loss {loss.item():.3f} score {state['score']:.3f} {share}", flush=True)
             done = ranks.same(bool(share) and min(share.get(k, 0) for k in ("row", "column", "choice left", "choice above", "left")) > 0.93)
-            if stage == 2 and (done or state["in_stage"] >= 2500):
+            if stage == 2 and (done or state["in_stage"] >= 1000):
                 state.update(stage=3, in_stage=0)
             topics = {}
         if stage == 1 and ranks.same(state["score"] > 0.97 or state["in_stage"] >= 2000):

@@ -49,6 +49,11 @@ def from_bf16(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def rounded(x):
+    """A number that bf16 can hold."""
+    return float(from_bf16(bf16(np.array([x], np.float32)))[0])
+
+
 def write_tensors(path, tensors, metadata):
     header, at = {"__metadata__": metadata}, 0
     for name, bits in tensors.items():
@@ -87,7 +92,7 @@ def convert(folder, layer, args):
     E, b_e, D, b_d = read("W_enc").T, read("b_enc"), read("W_dec"), read("b_dec")
     M, d = E.shape
     rows = rows_of(args.rows, layer, TOKENS)
-    norm = float(from_bf16(bf16(np.float32(np.linalg.norm(rows, axis=1).mean()))))
+    norm = rounded(np.linalg.norm(rows, axis=1).mean())
     s = np.sqrt(d) / norm
     unit = np.linalg.norm(D, axis=1)
     n = np.exp(np.random.default_rng(layer).normal(np.log(1.5), 0.25, M))  # the stored decoder norms; about those of L15R-8x
@@ -97,7 +102,7 @@ def convert(folder, layer, args):
     E, b_e, D, b_d = load_as_its_loader(stored, norm, d)
     h = np.maximum(rows @ E.T + b_e, 0).ravel()
     place = len(rows) * args.k
-    threshold = float(from_bf16(bf16(np.float32(np.partition(h, h.size - place)[h.size - place]))))
+    threshold = rounded(np.partition(h, h.size - place)[h.size - place])
     hook = f"blocks.{layer}.hook_resid_post"
     settings = {
         "device": "cpu", "seed": 11, "dtype": "torch.bfloat16", "hook_point_in": hook, "hook_point_out": hook, "use_decoder_bias": True,

@@ -25,7 +25,7 @@ import texts
 from llm_train import Coder, scene_sample, tally, topics_of
 from tower import Tower
 
-QUESTIONS, ROWS = 9, 10       # questions a picture, pictures a step and process
+QUESTIONS, ROWS = 9, 6        # questions a picture, pictures a step and process
 
 
 def projector(width):
@@ -63,7 +63,7 @@ def image_sample(rng, code, things, early):
     scene = scenes.sample(rng, things)
     ask = lambda text, answer, w=1.0: code.branch(f"\n{text}{texts.EOT}{texts.header('assistant')}", answer, w)
     first = (questions.lookup,) * 2 + (questions.choice,) * 2 + (questions.relation, questions.half, questions.colour, questions.shape)
-    later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.choice, questions.vsr, questions.vsr)
+    later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.relation, questions.vsr, questions.vsr)
     branches = []
     for _ in range(QUESTIONS):
         q = questions.draw(rng, scene, first if early else later)
