@@ -108,11 +108,27 @@ static void test_round_trip(void **state)
     assert_null(safetensors_require(st, "gone", 1, (const int64_t[]){3}, &err));
     assert_non_null(strstr(err.text, "gone"));
     safetensors_close(st);
-    FILE *f8 = fopen(ONE, "rb");
-    unsigned char length[8];
-    assert_int_equal(fread(length, 1, 8, f8), 8);
-    fclose(f8);
-    assert_int_equal(length[0] % 8, 0); /* the data begins at a multiple of 8 */
+}
+
+/* The data begins at a multiple of 8 whatever the names' lengths. */
+static void test_alignment(void **state)
+{
+    (void)state;
+    struct error err;
+    const float one = 1;
+    for (int n = 1; n <= 9; n++) {
+        char name[16];
+        struct safetensors_writer *w;
+        unsigned char length[8];
+        snprintf(name, sizeof name, "%.*s", n, "abcdefghi");
+        assert_int_equal(safetensors_writer_open(&w, ONE, &err), 0);
+        safetensors_writer_add(w, name, DTYPE_F32, 0, NULL, &one);
+        assert_int_equal(safetensors_writer_commit(w, &err), 0);
+        FILE *f = fopen(ONE, "rb");
+        assert_int_equal(fread(length, 1, 8, f), 8);
+        fclose(f);
+        assert_int_equal(length[0] % 8, 0);
+    }
 }
 
 /* Every half float, against the definition. */
@@ -303,7 +319,7 @@ static void test_writer_faults(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_half),   cmocka_unit_test(test_hostile),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_alignment), cmocka_unit_test(test_half),   cmocka_unit_test(test_hostile),
                                        cmocka_unit_test(test_unusual),    cmocka_unit_test(test_shards), cmocka_unit_test(test_writer_faults)};
     return cmocka_run_group_tests(tests, setup, NULL);
 }

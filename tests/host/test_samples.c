@@ -136,6 +136,9 @@ static void test_bad_lines(void **state)
     }
     struct error err;
     struct samples s;
+    write_text("{\"prompt\": \"fine\"}\n{"); /* the last line, without an end */
+    assert_int_equal(samples_open(&s, FILE_NAME, &err), -1);
+    assert_non_null(strstr(err.text, FILE_NAME ":2"));
     write_text("\n \n");
     assert_int_equal(samples_open(&s, FILE_NAME, &err), -1);
     assert_int_equal(samples_open(&s, "build/no such file", &err), -1);

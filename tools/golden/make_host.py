@@ -27,11 +27,12 @@ from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
 SEED = 20240731
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eot|>"]
+SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eot|>", "<|eot_id|>!"]   # the last begins as another one does
 CORPUS = ["The red cube is left of the blue sphere.", "Where is the green cylinder? It's behind the cone.", "They don't think we'll see what he's seen, I've said.",
           "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, and assist the user "
           "with a variety of tasks using natural language.", "system user assistant", "Is the following statement correct? Answer only with 'Yes' or 'No'.\nStatement: ",
-          "def f(x):\n    return x ** 2  # 12345\n", "Größe, naïve café, smörgåsbord", "Съешь ещё этих мягких булок", "日本語の文章と中文的句子", "😀 👍🏽 🇫🇷"] * 20
+          "def f(x):\n    return x ** 2  # 12345\n", "Größe, naïve café, smörgåsbord", "Съешь ещё этих мягких булок", "日本語の文章と中文的句子", "😀 👍🏽 🇫🇷",
+          "!\u180e!\u180e \u180e\u180ex \u180e"] * 20   # U+180E: white space for PCRE2 alone
 
 
 # ---- tokenizers ----
@@ -77,7 +78,7 @@ WORDS = ("the red cube is left of the blue sphere don't I'll we've HE'S it'ſ TH
 
 
 def texts(n, seed):
-    rng, out = random.Random(seed), ["", " ", "  ", "\n", " \n ", "a", "<|eot_id|>", " xylophone", "\x00", "''s", "\u180e x", "x\u2028\u2029y"]
+    rng, out = random.Random(seed), ["", " ", "  ", "\n", " \n ", "a", "<|eot_id|>", " xylophone", "\x00", "''s", "\u180e x", "!\u180e!\u180e  \u180e\u180ex", "x\u2028\u2029y", "<|eot_id|>!!", "a<|eot_id|>!b<|eot_id|>"]
     while len(out) < n:
         k = rng.random()
         if k < 0.3:
