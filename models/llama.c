@@ -151,7 +151,9 @@ struct pass {
     const struct llama_rows *rows;
     const struct probes *probes;
     struct llama_scratch s;
-    long until; /* place of the last thing anyone asked for */
+    long until;    /* place of the last thing anyone asked for */
+    int N;         /* rows of the stream: rows->N, after narrowing rows->S */
+    bool narrow;   /* only last_logits are asked for after the last layer's keys: its other work is done for the last rows alone */
     struct error *err;
 };
 
@@ -180,7 +182,7 @@ static long last_place(const struct llama *m, const struct probes *p, bool logit
 /* Runs the probes of a point. 0: go on, 1: nobody asked for anything later, -1: err. */
 static int visit(struct pass *p, enum probe_point point, int layer, void *x, int width)
 {
-    if (probes_run(p->probes, p->dev, point, layer, x, p->rows->N, width, p->err))
+    if (probes_run(p->probes, p->dev, point, layer, x, p->N, width, p->err))
         return -1;
     return place(layer, point) >= p->until;
 }
@@ -200,6 +202,18 @@ static void store_keys(const struct pass *p, int layer, const act_t **k, const a
     *v = cache->v + base * width;
 }
 
+/* From here on the stream and the queries are those of each sequence's last row; keys and values stay all rows'. */
+static void narrow(struct pass *p)
+{
+    const struct llama_config *c = &p->m->config;
+    struct llama_scratch *s = &p->s;
+    gather_rows(p->dev, s->last, s->x, p->rows->last, p->rows->S, c->C);         /* x (S, C) */
+    gather_rows(p->dev, s->qkv, s->q, p->rows->last, p->rows->S, c->H * c->D);   /* q (S, H, D), where qkv was */
+    s->x = s->last;
+    s->q = s->qkv;
+    p->N = p->rows->S;
+}
+
 static int attention_half(struct pass *p, int layer)
 {
     const struct llama *m = p->m;
@@ -208,15 +222,20 @@ static int attention_half(struct pass *p, int layer)
     const struct llama_rows *r = p->rows;
     struct llama_scratch *s = &p->s;
     struct device *dev = p->dev;
-    const int N = r->N, C = c->C, H = c->H, G = c->G, D = c->D;
+    const int C = c->C, H = c->H, G = c->G, D = c->D;
+    const bool few = p->narrow && layer == c->L - 1;
     const act_t *k = s->k, *v = s->v;
-    int done;
+    int N = p->N, done;
     rmsnorm_forward(dev, s->h, NULL, s->x, w->attn_norm, N, C, c->eps);                         /* h (N, C) */
     linear_forward(dev, s->qkv, s->h, w->qkv, NULL, N, C, (H + 2 * G) * D);                     /* qkv (N, (H+2G)*D) */
     qkv_split_rope(dev, s->q, s->k, s->v, s->qkv, r->position, m->cosine, m->sine, N, H, G, D); /* q (N, H, D), k, v (N, G, D) */
     if (r->cache)
         store_keys(p, layer, &k, &v);
-    attention_forward(dev, s->z, NULL, s->q, k, v, r->q_start, r->k_start, r->k_length, r->S, r->max_q, H, G, D, 1 / sqrtf((real_t)D), true);
+    if (few) {
+        narrow(p);
+        N = p->N;
+    }
+    attention_forward(dev, s->z, NULL, s->q, k, v, few ? r->one_each : r->q_start, r->k_start, r->k_length, r->S, few ? 1 : r->max_q, H, G, D, 1 / sqrtf((real_t)D), true);
     if ((done = visit(p, PROBE_ATTN_Z, layer, s->z, H * D))) /* z (N, H, D) */
         return done;
     linear_forward(dev, s->out, s->z, w->o, NULL, N, H * D, C); /* out (N, C) */
@@ -232,7 +251,7 @@ static int mlp_half(struct pass *p, int layer)
     const struct llama_layer *w = &p->m->layer[layer];
     struct llama_scratch *s = &p->s;
     struct device *dev = p->dev;
-    const int N = p->rows->N, C = c->C, F = c->F;
+    const int N = p->N, C = c->C, F = c->F;
     int done;
     rmsnorm_forward(dev, s->h, NULL, s->x, w->mlp_norm, N, C, c->eps);  /* h (N, C) */
     linear_forward(dev, s->gate_up, s->h, w->gate_up, NULL, N, C, 2 * F); /* gate_up (N, 2F) */
@@ -252,7 +271,7 @@ static int output(struct pass *p, real_t *last_logits)
     const struct llama_rows *r = p->rows;
     struct llama_scratch *s = &p->s;
     struct device *dev = p->dev;
-    const int N = r->N, S = r->S, C = c->C, V = c->V;
+    const int N = p->N, S = r->S, C = c->C, V = c->V;
     CHECK(m->head, "logits of a model opened with %d of %d layers", m->layers, c->L);
     if (probes_want(p->probes, PROBE_FINAL_NORM, -1)) {
         rmsnorm_forward(dev, s->h, NULL, s->x, NULL, N, C, c->eps); /* h (N, C) */
@@ -269,19 +288,34 @@ static int output(struct pass *p, real_t *last_logits)
             return -1;
     }
     if (last_logits) {
-        gather_rows(dev, s->last, s->x, r->last, S, C); /* last (S, C) */
+        if (!p->narrow)
+            gather_rows(dev, s->last, s->x, r->last, S, C); /* last (S, C) */
         rmsnorm_forward(dev, s->last, NULL, s->last, m->final_norm, S, C, c->eps);
         linear_forward_real(dev, last_logits, s->last, m->head, S, C, V); /* last_logits (S, V) */
     }
     return 0;
 }
 
+/* Does any probe look at or behind hook_z of the last layer? */
+static bool late_probes(const struct llama *m, const struct probes *p)
+{
+    for (int i = 0; i < p->n; i++) {
+        const enum probe_point point = p->at[i].point;
+        if (point == PROBE_FINAL_NORM || point == PROBE_LOGITS)
+            return true;
+        if (point >= PROBE_ATTN_Z && point <= PROBE_RESID_POST && (p->at[i].layer < 0 || p->at[i].layer == m->config.L - 1))
+            return true;
+    }
+    return false;
+}
+
 int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *rows, const struct probes *probes, real_t *last_logits, struct error *err)
 {
-    struct pass p = {.m = m, .dev = dev, .rows = rows, .probes = probes, .until = last_place(m, probes, last_logits != NULL), .err = err};
+    struct pass p = {.m = m, .dev = dev, .rows = rows, .probes = probes, .until = last_place(m, probes, last_logits != NULL), .N = rows->N, .err = err};
     struct arena a = {0};
     if (p.until == LONG_MIN || rows->N == 0)
         return 0;
+    p.narrow = last_logits && rows->N > rows->S && !late_probes(m, probes);
     layout_scratch(&p.s, &a, &m->config, (size_t)rows->N, (size_t)rows->S);
     if (buffer_reserve(&m->scratch, dev, a.used, "activations of the language model", err))
         return -1;

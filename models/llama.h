@@ -51,6 +51,7 @@ struct llama_rows {
     const int *source, *position;            /* (N) i32: embed_forward's, qkv_split_rope's */
     const int *q_start, *k_start, *k_length; /* (S+1), (S), (S) i32: attention_forward's */
     const int *last;                         /* (S) i32: each sequence's last row; used for last_logits */
+    const int *one_each;                     /* (S+1) i32: 0 .. S, q_start when only the last rows are queries */
     const act_t *image_rows;                 /* (R, C), NULL without pictures */
     struct kv_cache *cache;                  /* NULL: the keys are the rows' own */
 };
@@ -62,6 +63,7 @@ void llama_close(struct llama *m, struct device *dev);
 int llama_reserve_positions(struct llama *m, struct device *dev, int positions, struct error *err);
 /* One pass; probes run where they ask to, and it stops after the last place that anyone asked for.
  *   last_logits [out] (S, V) real on the device, or NULL
+ * Where only last_logits follow the last layer's keys, the rest of that layer runs for each sequence's last row alone.
  * Cost: 2 N times the parameters of the layers run, plus attention. */
 int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *rows, const struct probes *probes, real_t *last_logits, struct error *err);
 #endif

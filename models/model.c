@@ -237,14 +237,16 @@ int model_image_rows(struct model *m, const struct batch *b, const struct probes
 int model_upload_rows(struct model *m, struct llama_rows *rows, const struct batch *b, const int *k_start, const int *k_length, struct error *err)
 {
     const int N = b->n_tokens, S = b->n_samples;
-    const size_t n = (size_t)N, s = (size_t)S, count = 2 * n + 4 * s + 1;
+    const size_t n = (size_t)N, s = (size_t)S, count = 2 * n + 5 * s + 2;
     int *host = malloc(count * sizeof *host);
     if (!host)
         return fail(err, "out of memory for an index of %d tokens", N);
-    int *position = host + n, *q_start = position + n, *starts = q_start + s + 1, *lengths = starts + s, *last = lengths + s;
+    int *position = host + n, *q_start = position + n, *starts = q_start + s + 1, *lengths = starts + s, *last = lengths + s, *one_each = last + s;
     memcpy(host, b->source, n * sizeof *host);
     memcpy(position, b->position, n * sizeof *host);
     memcpy(q_start, b->cu_seqlens, (s + 1) * sizeof *host);
+    for (int i = 0; i <= S; i++)
+        one_each[i] = i;
     for (int i = 0; i < S; i++) {
         const int length = b->cu_seqlens[i + 1] - b->cu_seqlens[i];
         starts[i] = k_start ? k_start[i] : b->cu_seqlens[i];
@@ -264,6 +266,7 @@ int model_upload_rows(struct model *m, struct llama_rows *rows, const struct bat
         rows->k_start = rows->q_start + s + 1;
         rows->k_length = rows->k_start + s;
         rows->last = rows->k_length + s;
+        rows->one_each = rows->last + s;
     }
     free(host);
     return status;

@@ -27,7 +27,8 @@ static void against_golden(const char *name, int n)
     open_model(&m, dir);
     golden_batch(&b, &m, st, 0, n);
     const struct probe probes[] = {{PROBE_EMBED, -1, keep_probe, &embed}, {PROBE_RESID_POST, -1, keep_probe, &post}, {PROBE_LOGITS, -1, keep_probe, &logits}, {PROBE_VISION_RESID, -1, keep_probe, &vision}};
-    float *last = malloc((size_t)n * (size_t)m.vocab * sizeof *last);
+    float *last = malloc((size_t)n * (size_t)m.vocab * sizeof *last), *alone = malloc((size_t)n * (size_t)m.vocab * sizeof *alone);
+    MUST(model_forward(&m, &b, NULL, 0, alone, err)); /* nothing but last_logits: the last layer runs for the last rows only */
     MUST(model_forward(&m, &b, probes, m.tower ? 4 : 3, last, err));
     for (int i = 0; i < n; i++) {
         const size_t C = (size_t)m.d_model, V = (size_t)m.vocab, from = (size_t)b.cu_seqlens[i], rows = (size_t)b.cu_seqlens[i + 1] - from;
@@ -38,6 +39,7 @@ static void against_golden(const char *name, int n)
         }
         close_to("logits", logits.data[0] + from * V, want, rows * V);
         close_to("last logits", last + (size_t)i * V, want + (rows - 1) * V, V);
+        close_to("last logits alone", alone + (size_t)i * V, want + (rows - 1) * V, V);
         if (b.picture[i] >= 0) {
             float *tower = golden_real(st, NULL, "%d/vision", i);
             const size_t size = (size_t)(vision.rows / b.n_images) * (size_t)vision.width;
@@ -49,6 +51,7 @@ static void against_golden(const char *name, int n)
         free(want);
     }
     free(last);
+    free(alone);
     kept_free(&embed);
     kept_free(&post);
     kept_free(&logits);
