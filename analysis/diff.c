@@ -87,7 +87,6 @@ static void drop_regimes_too_many(struct diff *d)
 
 static int stream_all(struct diff *d, struct model *m, bool base, struct error *err)
 {
-    const char *what = base ? "diff: base LLM" : "diff: vision-language model";
     for (int first = 0, end; first < d->n_jobs; first = end) {
         size_t need = 0, room = device_memory_free(d->dev) / 2;
         long tokens[DIFF_GROUPS] = {0};
@@ -104,8 +103,7 @@ static int stream_all(struct diff *d, struct model *m, bool base, struct error *
             sae_host_free(&tuned);
         }
         if (status == 0)
-            status = diff_stream(d->jobs, d->n_jobs, &d->buffers, m, base ? &d->questions : &d->samples, d->n_samples, d->c->forward_samples, base ? DIFF_BASE : DIFF_PATCHES,
-                                 base ? DIFF_BASE : DIFF_WORDS, tokens, what, err);
+            status = diff_stream(d->jobs, d->n_jobs, &d->buffers, m, base ? &d->questions : &d->samples, d->n_samples, d->c->forward_samples, base, tokens, err);
         for (int j = first; j < d->n_jobs; j++)
             if (d->jobs[j].sae.dev)
                 diff_job_collect(&d->jobs[j], &d->buffers);

@@ -10,10 +10,12 @@
 #include "models/model.h"
 #include "sae/sae.h"
 
-enum { DIFF_PATCHES, DIFF_WORDS, DIFF_BASE, DIFF_GROUPS, DIFF_TOP = 8, DIFF_CHUNK = 2048 };
+/* Token groups: image rows; question and answer; template text, all of the VLM's run; every token of the base LLM's. */
+enum { DIFF_PATCHES, DIFF_WORDS, DIFF_TEMPLATE, DIFF_BASE, DIFF_GROUPS, DIFF_TOP = 8, DIFF_CHUNK = 2048 };
+#define DIFF_DENSE 0.25 /* features that fire on more of the patches (words) than this say little and are shown last */
 #define DIFF_IGNORED 255 /* group of a BOS row */
 
-struct diff_top { /* one of a feature's strongest samples: its strongest token there */
+struct diff_top { /* one of a feature's strongest samples: its strongest image row or word there */
     float value;
     int position;
     long sample; /* -1: empty */
@@ -34,7 +36,7 @@ struct diff_job {
 };
 struct diff_counts {
     long tokens[DIFF_GROUPS];
-    bool text_only; /* E_v over words alone */
+    bool text_only; /* E_v without image rows */
 };
 
 /* Device memory that every job uses in turn. */
@@ -62,9 +64,9 @@ void diff_job_collect(struct diff_job *job, struct diff_buffers *b);
 void diff_job_close(struct diff_job *job);
 int diff_load(struct sae_host *tuned, const struct run_config *c, enum regime regime, int layer, int d_model, struct error *err);
 int diff_load_base(struct sae_host *base, const struct run_config *c, int layer, const struct sae_host *tuned, struct error *err);
-/* Runs the samples through the model and every attached job; image rows and text go to `patches` and `words`. Adds to tokens. */
-int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples, int batch, int patches, int words, long *tokens,
-                const char *what, struct error *err);
+/* Runs the samples through the model (base: the base LLM) and every attached job. Adds to tokens. */
+int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples, int batch, bool base, long *tokens,
+                struct error *err);
 
 /* diff_select.c. numpy.percentile(values, p): linear between order statistics; reorders values. */
 double percentile_linear(double *values, size_t n, double p);
@@ -75,8 +77,9 @@ double diff_select(struct diff_job *jobs, int n_jobs, enum regime regime, const 
 struct diff_chosen {
     int job, feature;
 };
-/* The features to show: adapted ones of the regime by falling E_v, no layer more than its double share, all features if none is
- * adapted. Malloced, *count entries. */
+/* The features to show, of the regime's adapted ones (of all if none is): half by falling energy on image rows, half by falling
+ * energy on words, each only if it fires on at most DIFF_DENSE of them and no layer more than its double share; then, to fill up,
+ * by falling E_v. Malloced, *count entries. */
 struct diff_chosen *diff_choose(const struct diff_job *jobs, int n_jobs, enum regime regime, const struct diff_counts *n, int wanted, int *count);
 
 /* diff_examples.c: the second pass, over the strongest samples of the features shown. */

@@ -168,7 +168,7 @@ void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, 
         for (size_t s = 0; s < slots; s++) {
             size_t row = (size_t)first + s / (size_t)job->K;
             int f = b->host_indices[s];
-            if (f >= 0 && b->host_values[s] > 0 && group[row] < DIFF_GROUPS)
+            if (f >= 0 && b->host_values[s] > 0 && (group[row] == DIFF_PATCHES || group[row] == DIFF_WORDS))
                 keep_top(job->top + (size_t)f * DIFF_TOP, b->host_values[s] * job->norm[f], sample[row], position[row]);
         }
     }
@@ -219,7 +219,7 @@ struct stream {
     struct diff_buffers *buffers;
     uint8_t *group;
     long *sample;
-    bool keep_top; /* not on the base LLM's tokens */
+    bool base; /* the base LLM's tokens */
 };
 
 static int observe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *batch, struct error *err)
@@ -229,29 +229,30 @@ static int observe(void *context, struct device *dev, int layer, void *x, int ro
     for (int j = 0; j < s->n_jobs; j++)
         if (s->jobs[j].layer == layer && s->jobs[j].device_energy) {
             CHECK(width == s->jobs[j].d, "width=%d d=%d", width, s->jobs[j].d);
-            diff_job_rows(&s->jobs[j], s->buffers, x, rows, s->group, s->keep_top ? s->sample : NULL, batch->position);
+            diff_job_rows(&s->jobs[j], s->buffers, x, rows, s->group, s->base ? NULL : s->sample, batch->position);
         }
     return 0;
 }
 
 /* Groups and sample numbers of a batch's rows; counts them. */
-static void describe_rows(struct stream *s, const struct batch *b, int patches, int words, long *tokens)
+static void describe_rows(struct stream *s, const struct batch *b, long *tokens)
 {
+    static const uint8_t groups[KIND_COUNT] = {DIFF_IGNORED, DIFF_PATCHES, DIFF_TEMPLATE, DIFF_WORDS, DIFF_WORDS}; /* by enum token_kind */
     s->group = memory_take((size_t)b->n_tokens + 1, 1);
     s->sample = memory_take((size_t)b->n_tokens + 1, sizeof *s->sample);
     for (int i = 0; i < b->n_samples; i++)
         for (int t = b->cu_seqlens[i]; t < b->cu_seqlens[i + 1]; t++) {
             s->sample[t] = b->sample[i];
-            s->group[t] = (uint8_t)(b->kinds[t] == KIND_BOS ? DIFF_IGNORED : b->kinds[t] == KIND_IMAGE ? patches : words);
+            s->group[t] = s->base && b->kinds[t] != KIND_BOS ? DIFF_BASE : groups[b->kinds[t]];
             if (s->group[t] != DIFF_IGNORED)
                 tokens[s->group[t]]++;
         }
 }
 
-int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *samples, size_t n_samples, int batch, int patches, int words, long *tokens,
-                const char *what, struct error *err)
+int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *samples, size_t n_samples, int batch, bool base, long *tokens,
+                struct error *err)
 {
-    struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .keep_top = words != DIFF_BASE};
+    struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .base = base};
     struct probe *probes = memory_take((size_t)m->n_layers, sizeof *probes);
     struct progress progress;
     int n_probes = 0, status = 0;
@@ -261,7 +262,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
                 probes[n_probes++] = (struct probe){PROBE_RESID_POST, layer, observe, &s};
                 break;
             }
-    progress_start(&progress, what, "samples", (long)n_samples);
+    progress_start(&progress, base ? "diff: base LLM" : "diff: vision-language model", "samples", (long)n_samples);
     for (size_t first = 0; first < n_samples && status == 0; first += (size_t)batch) {
         size_t n = n_samples - first < (size_t)batch ? n_samples - first : (size_t)batch;
         struct batch packed;
@@ -272,7 +273,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
         status = model_batch(m, &packed, samples, first, n, true, err);
         if (status)
             break;
-        describe_rows(&s, &packed, patches, words, tokens);
+        describe_rows(&s, &packed, tokens);
         status = model_forward(m, &packed, probes, n_probes, NULL, err);
         free(s.group);
         free(s.sample);

@@ -77,7 +77,8 @@ static int write_facts(sqlite3 *db, const struct run_config *c, const struct dif
     return run_db_fact_real(db, "diff", "eps", c->diff_eps, err) || run_db_fact_real(db, "diff", "percentile", c->diff_percentile, err) ||
                    run_db_fact(db, "diff", "tokens_of_E_v", n->text_only ? "text" : "all", err) ||
                    run_db_fact_real(db, "diff", "tokens_image_rows", (double)n->tokens[DIFF_PATCHES], err) ||
-                   run_db_fact_real(db, "diff", "tokens_text_in_vlm", (double)n->tokens[DIFF_WORDS], err) ||
+                   run_db_fact_real(db, "diff", "tokens_question_and_answer", (double)n->tokens[DIFF_WORDS], err) ||
+                   run_db_fact_real(db, "diff", "tokens_template", (double)n->tokens[DIFF_TEMPLATE], err) ||
                    run_db_fact_real(db, "diff", "tokens_base_llm", (double)n->tokens[DIFF_BASE], err) ||
                    run_db_fact(db, "diff", "code_units", "code times decoder norm (unit-decoder convention)", err)
                ? -1

@@ -21,17 +21,19 @@ static void tile(struct report *r, const char *number, const char *text)
 
 static void tiles(struct report *r)
 {
-    char number[64];
+    char number[64], text[128];
     const struct run_summary *s = &r->summary;
     const struct regime_summary *d = &s->regime[r->c->diff_regime];
     fputs("<div class=\"tiles\">\n", r->out);
     if (d->layers) {
         snprintf(number, sizeof number, "%.3f", d->fvu.mean);
-        tile(r, number, "mean FVU of the dictionaries compared, on held-out samples");
+        snprintf(text, sizeof text, "mean FVU of the %s dictionaries on held-out samples", summary_row_title((int)r->c->diff_regime));
+        tile(r, number, text);
     }
-    if (s->regime[SUMMARY_BASE].layers) {
-        snprintf(number, sizeof number, "%.3f", s->regime[SUMMARY_BASE].fvu.mean);
-        tile(r, number, "mean FVU of the base dictionaries before tuning");
+    const struct regime_summary *before = &s->regime[summary_base_of(r->c->diff_regime)];
+    if (before->layers) {
+        snprintf(number, sizeof number, "%.3f", before->fvu.mean);
+        tile(r, number, "mean FVU of the base dictionaries on the same tokens, before tuning");
     }
     if (d->features) {
         snprintf(number, sizeof number, "%.1f&thinsp;%%", 100.0 * (double)d->adapted / (double)d->features);

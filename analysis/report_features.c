@@ -25,15 +25,13 @@ static float value_at(const struct example *e, int t)
     return v;
 }
 
-static int pictures(struct report *r, const char *chosen, struct error *err)
+static int pictures(struct report *r, struct error *err)
 {
     sqlite3_stmt *q = NULL;
-    char sql[1024];
-    snprintf(sql, sizeof sql,
-             "SELECT DISTINCT s.sample, s.picture FROM examples e JOIN (%s) t ON e.layer = t.layer AND e.feature = t.feature AND e.regime = ?1"
-             " JOIN samples s ON s.sample = e.sample WHERE e.rank < %d AND s.picture IS NOT NULL ORDER BY s.sample",
-             chosen, EXAMPLES_SHOWN);
-    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)r->c->report_features))
+    if (run_db_prepare(r->db, &q, err,
+                       "SELECT DISTINCT s.sample, s.picture FROM examples e JOIN samples s ON s.sample = e.sample"
+                       " WHERE e.regime = ? AND e.rank < ? AND s.picture IS NOT NULL ORDER BY s.sample",
+                       "ti", r->summary.diff_regime, (long)EXAMPLES_SHOWN))
         return -1;
     fputs("<svg width=\"0\" height=\"0\" style=\"position:absolute\" aria-hidden=\"true\"><defs>\n", r->out);
     while (sqlite3_step(q) == SQLITE_ROW) {
@@ -76,19 +74,20 @@ static void picture(struct report *r, const struct example *e, double top)
     fputs("</svg>\n", r->out);
 }
 
+/* Opens a span shaded by a value. */
+static void shade(FILE *out, double value, double top, const char *classes)
+{
+    double share = fmin(fmax(value / top, 0), 1);
+    fprintf(out, "<span class=\"%s\"", classes);
+    if (share > 0)
+        fprintf(out, " style=\"background:rgba(213,94,0,%.2f)%s\" title=\"%.3g\"", 0.1 + 0.75 * share, share > 0.6 ? ";color:#fff" : "", value);
+    fputc('>', out);
+}
+
 static void word(struct report *r, const struct example *e, int t, double top)
 {
     const char *text = json_string_value(json_array_get(e->pieces, (size_t)t));
-    double share = fmin(fmax(value_at(e, t) / top, 0), 1);
-    const char *classes = e->kinds[t] == KIND_TEMPLATE ? "t" : "";
-    const char *peak = t == e->position ? " peak" : "";
-    if (share > 0)
-        fprintf(r->out, "<span class=\"%s%s\" style=\"background:rgba(213,94,0,%.2f)%s\" title=\"%.3g\">", classes, peak, 0.1 + 0.75 * share, share > 0.6 ? ";color:#fff" : "",
-                (double)value_at(e, t));
-    else if (*classes)
-        fprintf(r->out, "<span class=\"%s\">", classes);
-    else
-        fputs("<span>", r->out);
+    shade(r->out, value_at(e, t), top, t == e->position ? "peak" : "w");
     for (const char *at = text ? text : ""; *at; at++)
         if (*at == '\n')
             fputs("\xe2\x8f\x8e", r->out);
@@ -97,25 +96,26 @@ static void word(struct report *r, const struct example *e, int t, double top)
     fputs("</span>", r->out);
 }
 
-/* Text tokens in order; stretches of template in which the feature is silent become one ellipsis. */
+/* Question and answer in order; image rows become a word, stretches of template an ellipsis with their largest value. */
 static void words(struct report *r, const struct example *e, double top)
 {
     fputs("<div class=\"tokens\">", r->out);
     for (int t = 0; t < e->tokens;) {
-        int end = t;
+        int end = t + 1;
+        double largest = 0;
+        while (end < e->tokens && e->kinds[end] == e->kinds[t])
+            end++;
+        for (int i = t; i < end; i++)
+            largest = fmax(largest, value_at(e, i));
         if (e->kinds[t] == KIND_IMAGE) {
-            while (end < e->tokens && e->kinds[end] == KIND_IMAGE)
-                end++;
-            fputs("<span class=\"t\">[picture] </span>", r->out);
-        } else if (e->kinds[t] == KIND_BOS) {
-            end = t + 1;
-        } else {
-            while (end < e->tokens && e->kinds[end] == KIND_TEMPLATE && value_at(e, end) <= 0)
-                end++;
-            if (end - t > 1)
-                fputs("<span class=\"t\"> &hellip; </span>", r->out);
-            else
-                word(r, e, t, top), end = t + 1;
+            fputs("<span class=\"t\">[picture]</span> ", r->out);
+        } else if (e->kinds[t] == KIND_TEMPLATE) {
+            shade(r->out, largest, top, "t");
+            fputs("&hellip;</span> ", r->out);
+        } else if (e->kinds[t] != KIND_BOS) {
+            for (int i = t; i < end; i++)
+                word(r, e, i, top);
+            fputc(' ', r->out);
         }
         t = end;
     }
@@ -177,33 +177,44 @@ static int card(struct report *r, sqlite3_stmt *q, struct error *err)
     return status;
 }
 
+/* Cards of the features whose strongest token is a patch, or a word. */
+static int cards(struct report *r, bool patches, int *shown, struct error *err)
+{
+    sqlite3_stmt *q = NULL;
+    char sql[512];
+    int status = 0;
+    snprintf(sql, sizeof sql,
+             "SELECT f.layer, f.feature, f.energy_image, f.energy_text, f.decoder_cosine, f.encoder_cosine, f.fire_patches, f.fire_words, f.fire_text FROM examples e"
+             " JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
+             " WHERE e.regime = ? AND e.rank = 0 AND (e.kind = 'image') = ? ORDER BY f.%s DESC, f.layer, f.feature",
+             patches ? "energy_patches" : "energy_words");
+    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)patches))
+        return -1;
+    for (; status == 0 && sqlite3_step(q) == SQLITE_ROW; ++*shown) {
+        if (*shown == 0)
+            fprintf(r->out, "<h3 class=\"part\">%s</h3>\n", patches ? "Strongest in the picture" : "Strongest on words");
+        status = card(r, q, err);
+    }
+    sqlite3_finalize(q);
+    return status;
+}
+
 int report_features(struct report *r, struct error *err)
 {
-    static const char chosen[] = "SELECT x.layer, x.feature FROM (SELECT DISTINCT layer, feature FROM examples WHERE regime = ?1) x JOIN features f"
-                                 " ON f.layer = x.layer AND f.feature = x.feature AND f.regime = ?1 ORDER BY f.energy_image DESC, x.layer, x.feature LIMIT ?2";
-    sqlite3_stmt *q = NULL;
-    char sql[1024];
-    int shown = 0, status = 0;
+    int in_pictures = 0, on_words = 0;
     if (r->summary.n_layers == 0)
         return 0;
-    fputs("<h2 id=\"features\">The strongest adapted features, and what they fire on</h2>\n"
-          "<p>For each feature, the held-out samples on which it is most active. Pictures are shown as the model's vision tower sees them, one square per patch: "
-          "<b>bright where the feature fires, dark where it is silent</b>; the orange frame marks its strongest patch. Words are shaded by the feature's value"
-          "<span class=\"legend\" style=\"background:linear-gradient(90deg,rgba(213,94,0,.1),rgba(213,94,0,.85))\"></span>up to its maximum over the samples shown; "
-          "template text is grey, and left out (&hellip;) where the feature is silent.</p>\n",
+    fputs("<h2 id=\"features\">What adapted features fire on</h2>\n"
+          "<p>Adapted features with the largest energy in the picture, and with the largest energy on words, each on the held-out samples where it is strongest. "
+          "Features that fire on more than a quarter of the patches (or words) say little about any of them and come last. Pictures are shown as the model&rsquo;s vision "
+          "tower sees them, one square per patch: <b>bright where the feature fires, dark where it is silent</b>; an orange frame marks the strongest patch of all. Words "
+          "are shaded by the feature&rsquo;s value"
+          "<span class=\"legend\" style=\"background:linear-gradient(90deg,rgba(213,94,0,.1),rgba(213,94,0,.85))\"></span>up to its maximum over the samples shown. "
+          "&hellip; stands for template text.</p>\n",
           r->out);
-    if (pictures(r, chosen, err))
+    if (pictures(r, err) || cards(r, true, &in_pictures, err) || cards(r, false, &on_words, err))
         return -1;
-    snprintf(sql, sizeof sql,
-             "SELECT f.layer, f.feature, f.energy_image, f.energy_text, f.decoder_cosine, f.encoder_cosine, f.fire_patches, f.fire_words, f.fire_text FROM (%s) t"
-             " JOIN features f ON f.layer = t.layer AND f.feature = t.feature AND f.regime = ?1 ORDER BY f.energy_image DESC, f.layer, f.feature",
-             chosen);
-    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)r->c->report_features))
-        return -1;
-    for (; status == 0 && sqlite3_step(q) == SQLITE_ROW; shown++)
-        status = card(r, q, err);
-    sqlite3_finalize(q);
-    if (shown == 0)
+    if (in_pictures + on_words == 0)
         fputs("<p>No examples were kept in this run.</p>\n", r->out);
-    return status;
+    return 0;
 }

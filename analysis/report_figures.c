@@ -7,8 +7,9 @@
 
 #define MOST_POINTS 20000
 #define ENERGY_FLOOR 1e-7 /* smaller energies are drawn here */
-static const char *const row_colors[SUMMARY_ROWS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#5b636e"};
-static const int row_points[SUMMARY_ROWS] = {7, 5, 9, 11, 6}; /* gnuplot's disc, square, triangles, ring */
+static const char *const row_colors[SUMMARY_ROWS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#5b636e", "#d55e00", "#009e73"};
+static const int row_points[SUMMARY_ROWS] = {7, 5, 9, 11, 6, 4, 8}; /* gnuplot's disc, square, triangles; hollow before tuning */
+static const bool row_drawn[SUMMARY_ROWS] = {true, true, true, true, true, false, false}; /* the rest stands in the table */
 
 /* `$name << EOD` block of x, y for one regime. */
 static int fvu_block(FILE *script, struct report *r, int row, struct error *err)
@@ -28,7 +29,7 @@ static bool fvu_range(const struct run_summary *s, double *lowest, double *highe
 {
     double low = INFINITY, high = 0;
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (s->regime[row].layers) {
+        if (row_drawn[row] && s->regime[row].layers) {
             low = fmin(low, s->regime[row].fvu.low);
             high = fmax(high, s->regime[row].fvu.high);
         }
@@ -45,13 +46,13 @@ static int figure_fvu(struct report *r, struct error *err)
     if (figure_open(&f, r, 900, 430, err))
         return -1;
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (r->summary.regime[row].layers && fvu_block(f.script, r, row, err)) {
+        if (row_drawn[row] && r->summary.regime[row].layers && fvu_block(f.script, r, row, err)) {
             figure_abort(&f);
             return -1;
         }
     fprintf(f.script,
             "set xlabel 'layer' textcolor rgb '#3d434b'\nset ylabel 'FVU%s' textcolor rgb '#3d434b'\n"
-            "set offsets 0.15, 0.15, 0, 0\nset key width -2\n",
+            "set offsets 0.15, 0.15, 0, 0\nset key maxrows 1 width -3\n",
             logarithmic ? " (log scale)" : "");
     if (logarithmic)
         fprintf(f.script, "set logscale y\nset yrange [%g:%g]\nset ytics (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)\nplot ", low * 0.8, high * 1.15);
@@ -59,7 +60,7 @@ static int figure_fvu(struct report *r, struct error *err)
         fprintf(f.script, "set yrange [0:*]\nplot ");
     const char *sep = "";
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (r->summary.regime[row].layers) {
+        if (row_drawn[row] && r->summary.regime[row].layers) {
             fprintf(f.script, "%s$%s using 1:2:xtic(1) with linespoints lc rgb '%s' lw 2.4 pt %d ps 0.7 %s title '%s'", sep, summary_row_name(row), row_colors[row],
                     row_points[row], row == SUMMARY_BASE ? "dt 2" : "", summary_row_title(row));
             sep = ", ";
@@ -75,28 +76,29 @@ static int figure_fvu(struct report *r, struct error *err)
     return 0;
 }
 
-static void spread_cell(FILE *out, const struct spread *s, int digits, double factor, bool best)
+static void spread_cell(FILE *out, const struct spread *s, int digits, double factor)
 {
-    fprintf(out, "<td%s>%.*f <span class=\"pm\">&plusmn; %.*f</span></td>", best ? " class=\"best\"" : "", digits, factor * s->mean, digits, factor * s->sd);
+    fprintf(out, "<td>%.*f <span class=\"pm\">&plusmn; %.*f</span></td>", digits, factor * s->mean, digits, factor * s->sd);
 }
 
 static void table_regimes(struct report *r)
 {
-    int best = -1;
-    for (int row = 0; row < REGIME_COUNT; row++)
-        if (r->summary.regime[row].layers && (best < 0 || r->summary.regime[row].fvu.mean < r->summary.regime[best].fvu.mean))
-            best = row;
-    html_table_open(r, "Mean over layers &plusmn; standard deviation over layers, on held-out samples. <i>FVU as coded</i> follows the paper's released code, "
+    html_table_open(r, "Mean over layers &plusmn; standard deviation over layers, on held-out samples. <i>Before tuning</i>: the base dictionaries on the same tokens. <i>FVU as coded</i> follows the paper's released code, "
                        "whose variance also counts masked tokens as zero vectors; it flatters regimes that mask many tokens and is shown for comparison only.");
-    fputs("<thead><tr><th>dictionaries</th><th>FVU</th><th>range over layers</th><th>FVU as coded</th><th>L0</th><th>dead</th><th>tokens</th></tr></thead><tbody>\n", r->out);
-    for (int row = 0; row < SUMMARY_ROWS; row++) {
-        const struct regime_summary *s = &r->summary.regime[row];
+    fputs("<thead><tr><th>dictionaries</th><th>FVU</th><th>range over layers</th><th>before tuning</th><th>FVU as coded</th><th>L0</th><th>dead</th><th>tokens</th></tr></thead><tbody>\n",
+          r->out);
+    for (int row = 0; row < SUMMARY_BASE; row++) {
+        const struct regime_summary *s = &r->summary.regime[row], *before = &r->summary.regime[summary_base_of((enum regime)row)];
         if (s->layers == 0)
             continue;
         fprintf(r->out, "<tr><td><i class=\"swatch\" style=\"background:%s\"></i>%s</td>", row_colors[row], summary_row_title(row));
-        spread_cell(r->out, &s->fvu, 3, 1, row == best);
+        spread_cell(r->out, &s->fvu, 3, 1);
         fprintf(r->out, "<td>%.3f &ndash; %.3f</td>", s->fvu.low, s->fvu.high);
-        spread_cell(r->out, &s->fvu_as_coded, 3, 1, false);
+        if (before->layers && row != REGIME_RANDOM)
+            spread_cell(r->out, &before->fvu, 3, 1);
+        else
+            fputs("<td>&ndash;</td>", r->out);
+        spread_cell(r->out, &s->fvu_as_coded, 3, 1);
         fprintf(r->out, "<td>%.1f</td><td>%.1f&thinsp;%%</td><td>", s->l0.mean, 100 * s->dead_share.mean);
         html_count(r->out, s->tokens);
         fputs("</td></tr>\n", r->out);
@@ -109,7 +111,8 @@ static int table_layers(struct report *r, struct error *err)
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(r->db, &q, err,
                        "SELECT layer, max(fvu) FILTER (WHERE regime='full'), max(fvu) FILTER (WHERE regime='image'), max(fvu) FILTER (WHERE regime='text'),"
-                       " max(fvu) FILTER (WHERE regime='random'), max(fvu) FILTER (WHERE regime='base') FROM layers GROUP BY layer ORDER BY layer",
+                       " max(fvu) FILTER (WHERE regime='random'), max(fvu) FILTER (WHERE regime='base'), max(fvu) FILTER (WHERE regime='base_image'),"
+                       " max(fvu) FILTER (WHERE regime='base_text') FROM layers GROUP BY layer ORDER BY layer",
                        ""))
         return -1;
     fputs("<details><summary>FVU of every layer</summary>\n", r->out);
@@ -223,20 +226,23 @@ static int figure_scatter(struct report *r, const struct points *p, struct error
     struct figure f;
     const struct run_summary *s = &r->summary;
     char note[512];
+    double lowest = 1;
     if (figure_open(&f, r, 900, 520, err))
         return -1;
+    for (long i = 0; i < p->count; i++)
+        lowest = fmin(lowest, p->at[i].cosine);
     write_points(f.script, p, false, false);
     write_points(f.script, p, true, false);
     fprintf(f.script,
             "set logscale x\nset format x '10^{%%L}'\nset xlabel 'visual energy E_v (mean squared activation)' textcolor rgb '#3d434b'\n"
-            "set ylabel 'decoder cosine to the base SAE' textcolor rgb '#3d434b'\nset yrange [*:1.01]\n"
+            "set ylabel 'decoder cosine to the base SAE' textcolor rgb '#3d434b'\nset yrange [*:%.6g]\n"
             "set arrow 1 from %g, graph 0 to %g, graph 1 nohead lc rgb '#1d2126' lw 1.2 dt 2\n"
             "set arrow 2 from graph 0, first %g to graph 1, first %g nohead lc rgb '#1d2126' lw 1.2 dt 2\n"
             "set label 1 ' E_v = %g' at %g, graph 0.03 left textcolor rgb '#1d2126' font ',12'\n"
             "set label 2 'cosine = %.3f ' at graph 0.005, first %g left offset 0, -0.7 textcolor rgb '#1d2126' font ',12'\n"
             "plot $others using 1:2 with points pt 7 ps 0.26 lc rgb '#78708090' notitle, $adapted using 1:2 with points pt 7 ps 0.32 lc rgb '#30d55e00' notitle,"
             " NaN with points pt 7 ps 0.9 lc rgb '#d55e00' title 'adapted', NaN with points pt 7 ps 0.9 lc rgb '#98a2ad' title 'other features'\n",
-            s->eps, s->eps, s->cosine_threshold, s->cosine_threshold, s->eps, s->eps, s->cosine_threshold, s->cosine_threshold);
+            1 + 0.02 * (1 - lowest), s->eps, s->eps, s->cosine_threshold, s->cosine_threshold, s->eps, s->eps, s->cosine_threshold, s->cosine_threshold);
     html_figure_open(r);
     if (figure_close(&f, r, "Scatter plot: visual energy against decoder cosine of every feature, adapted features coloured", err))
         return -1;

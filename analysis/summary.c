@@ -8,13 +8,19 @@
 
 const char *summary_row_name(int row)
 {
-    return row == SUMMARY_BASE ? "base" : regime_names[row];
+    static const char *const base[] = {"base", "base_image", "base_text"};
+    return row < REGIME_COUNT ? regime_names[row] : base[row - REGIME_COUNT];
 }
 
 const char *summary_row_title(int row)
 {
-    static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only", "text-only", "random start", "base SAE, untouched"};
+    static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only", "text-only", "random start", "base SAE", "base SAE, image rows", "base SAE, text"};
     return titles[row];
+}
+
+int summary_base_of(enum regime regime)
+{
+    return regime == REGIME_IMAGE ? SUMMARY_BASE_IMAGE : regime == REGIME_TEXT ? SUMMARY_BASE_TEXT : SUMMARY_BASE;
 }
 
 static int summary_row(const char *name)
@@ -176,28 +182,25 @@ void run_summary_free(struct run_summary *s)
     s->n_layers = 0;
 }
 
-/* Sentence on reconstruction: which regime rebuilds its tokens best, and what the untouched base SAE does. */
+/* Sentence on reconstruction: each regime's tokens before and after tuning. */
 static int sentence_fvu(const struct run_summary *s, char *out, size_t bytes)
 {
-    int best = -1;
-    for (int row = 0; row < REGIME_COUNT; row++)
-        if (s->regime[row].layers && (best < 0 || s->regime[row].fvu.mean < s->regime[best].fvu.mean))
-            best = row;
-    if (best < 0)
-        return 0;
-    int n = snprintf(out, bytes, "The %s dictionaries leave the least unexplained: FVU %.3f on average over %d layers", summary_row_title(best),
-                     s->regime[best].fvu.mean, s->regime[best].layers);
-    const char *sep = " (";
-    for (int row = 0; row < REGIME_COUNT; row++)
-        if (row != best && s->regime[row].layers) {
-            n += snprintf(out + n, bytes - (size_t)n, "%s%s %.3f", sep, summary_row_title(row), s->regime[row].fvu.mean);
-            sep = ", ";
+    static const char *const tokens[] = {"all tokens", "image rows", "text tokens"};
+    static const enum regime order[] = {REGIME_TEXT, REGIME_IMAGE, REGIME_FULL};
+    const char *sep = "Averaged over layers, fine-tuning takes the unexplained variance (FVU)";
+    int n = 0;
+    for (size_t i = 0; i < 3; i++) {
+        const struct regime_summary *after = &s->regime[order[i]], *before = &s->regime[summary_base_of(order[i])];
+        if (after->layers && before->layers) {
+            n += snprintf(out + n, bytes - (size_t)n, "%s of %s from %.3f to %.3f", sep, tokens[order[i]], before->fvu.mean, after->fvu.mean);
+            sep = ",";
         }
-    n += snprintf(out + n, bytes - (size_t)n, "%s", *sep == ',' ? ")" : "");
-    if (s->regime[SUMMARY_BASE].layers)
-        n += snprintf(out + n, bytes - (size_t)n, "; the base dictionaries, untouched, reach %.3f", s->regime[SUMMARY_BASE].fvu.mean);
-    snprintf(out + n, bytes - (size_t)n, ".");
-    return 1;
+    }
+    if (n && s->regime[REGIME_RANDOM].layers)
+        n += snprintf(out + n, bytes - (size_t)n, "; a random start, trained on all tokens, reaches %.3f", s->regime[REGIME_RANDOM].fvu.mean);
+    if (n)
+        snprintf(out + n, bytes - (size_t)n, ".");
+    return n > 0;
 }
 
 static int sentence_layers(const struct run_summary *s, char *out, size_t bytes)
@@ -238,34 +241,39 @@ static void print_top_features(FILE *out, const struct run_summary *s, sqlite3 *
     struct error err;
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(db, &q, &err,
-                       "SELECT e.layer, e.feature, f.energy_image, f.energy_text, f.decoder_cosine FROM"
-                       " (SELECT DISTINCT layer, feature FROM examples WHERE regime = ?1) e JOIN features f"
-                       " ON f.layer = e.layer AND f.feature = e.feature AND f.regime = ?1 WHERE f.adapted ORDER BY f.energy_image DESC LIMIT 5",
+                       "SELECT e.layer, e.feature, f.energy_image, f.energy_text, f.decoder_cosine, e.kind, f.fire_patches, f.fire_words FROM examples e"
+                       " JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
+                       " WHERE e.regime = ?1 AND e.rank = 0 AND f.adapted ORDER BY f.energy_image DESC LIMIT 6",
                        "t", s->diff_regime))
         return;
     bool first = true;
     while (sqlite3_step(q) == SQLITE_ROW) {
         if (first)
-            fprintf(out, "\n  top adapted features     E_v       E_t   cosine\n");
+            fprintf(out, "\n  adapted features         E_v       E_t   cosine   strongest on\n");
+        bool image = strcmp((const char *)sqlite3_column_text(q, 5), "image") == 0;
         first = false;
-        fprintf(out, "    layer %2d  feature %-6d %7.3f   %7.3f   %6.3f\n", sqlite3_column_int(q, 0), sqlite3_column_int(q, 1), sqlite3_column_double(q, 2),
-                sqlite3_column_double(q, 3), sqlite3_column_double(q, 4));
+        fprintf(out, "  layer %2d  feature %-5d %7.3f   %7.3f   %6.3f   %s (fires on %.1f%% of them)\n", sqlite3_column_int(q, 0), sqlite3_column_int(q, 1),
+                sqlite3_column_double(q, 2), sqlite3_column_double(q, 3), sqlite3_column_double(q, 4), image ? "patches" : "words", 100 * sqlite3_column_double(q, image ? 6 : 7));
     }
     sqlite3_finalize(q);
 }
 
 void run_summary_print(FILE *out, const struct run_summary *s, sqlite3 *db, const struct run_config *c)
 {
-    fprintf(out, "\nFindings\n\n  regime                 FVU mean     sd     L0   dead   adapted\n");
-    for (int row = 0; row < SUMMARY_ROWS; row++) {
-        const struct regime_summary *r = &s->regime[row];
+    fprintf(out, "\nFindings\n\n  dictionaries           FVU mean     sd  before tuning     L0    dead  adapted\n");
+    for (int row = 0; row < REGIME_COUNT; row++) {
+        const struct regime_summary *r = &s->regime[row], *before = &s->regime[summary_base_of((enum regime)row)];
         if (r->layers == 0)
             continue;
-        fprintf(out, "  %-22s %8.3f  %5.3f  %5.1f %5.1f%%", summary_row_title(row), r->fvu.mean, r->fvu.sd, r->l0.mean, 100 * r->dead_share.mean);
-        if (r->features)
-            fprintf(out, "  %6.1f%%\n", 100.0 * (double)r->adapted / (double)r->features);
+        fprintf(out, "  %-22s %8.3f  %5.3f", summary_row_title(row), r->fvu.mean, r->fvu.sd);
+        if (row != REGIME_RANDOM && before->layers)
+            fprintf(out, "  %13.3f", before->fvu.mean);
         else
-            fprintf(out, "\n");
+            fprintf(out, "  %13s", "");
+        fprintf(out, "  %5.1f  %5.1f%%", r->l0.mean, 100 * r->dead_share.mean);
+        if (r->features)
+            fprintf(out, "   %5.1f%%", 100.0 * (double)r->adapted / (double)r->features);
+        fprintf(out, "\n");
     }
     print_top_features(out, s, db);
     char sentences[SUMMARY_SENTENCES][512];

@@ -3,7 +3,8 @@
 #define ANALYSIS_SUMMARY_H
 #include "analysis/run.h"
 #include <stdio.h>
-enum { SUMMARY_BASE = REGIME_COUNT, SUMMARY_ROWS, SUMMARY_SENTENCES = 6 };
+/* The base dictionaries, untouched, over all tokens, the image rows alone, everything but the image rows. */
+enum { SUMMARY_BASE = REGIME_COUNT, SUMMARY_BASE_IMAGE, SUMMARY_BASE_TEXT, SUMMARY_ROWS, SUMMARY_SENTENCES = 6 };
 
 struct spread { /* over layers; sd with n - 1, 0 for one layer */
     double mean, sd, low, high;
@@ -28,7 +29,8 @@ struct run_summary {
     struct layer_share *layer;                /* rising */
 };
 const char *summary_row_name(int row);  /* "full", ..., "base": the database's word */
-const char *summary_row_title(int row); /* "full sequence", ..., "base SAE, untouched": for people */
+int summary_base_of(enum regime regime); /* the base row over the same tokens */
+const char *summary_row_title(int row); /* "full sequence", ..., "base SAE, text": for people */
 int run_summary_read(struct run_summary *s, sqlite3 *db, const struct run_config *c, struct error *err);
 void run_summary_free(struct run_summary *s);
 /* The findings in plain sentences; how many were written. */

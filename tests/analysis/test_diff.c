@@ -104,7 +104,7 @@ static void world_open(struct world *w, uint64_t seed)
         w->sample[r] = (long)r * SAMPLES / ROWS;
         start = r && w->sample[r] != w->sample[r - 1] ? r : start;
         w->position[r] = r - start;
-        w->group[r] = w->position[r] == 0 ? DIFF_IGNORED : (uint8_t)(r % 7 < 3 ? DIFF_PATCHES : r % 7 < 5 ? DIFF_WORDS : DIFF_BASE);
+        w->group[r] = w->position[r] == 0 ? DIFF_IGNORED : (uint8_t)(r % 7 < 3 ? DIFF_PATCHES : r % 7 < 4 ? DIFF_WORDS : r % 7 < 5 ? DIFF_TEMPLATE : DIFF_BASE);
         double z[M];
         plain_codes(&w->tuned, w->x + (size_t)r * D, z);
         if (w->group[r] == DIFF_IGNORED)
@@ -113,7 +113,8 @@ static void world_open(struct world *w, uint64_t seed)
         for (int f = 0; f < M; f++) {
             w->energy[w->group[r]][f] += z[f] * z[f];
             w->fired[w->group[r]][f] += z[f] > 0;
-            w->peak[f][w->sample[r]] = fmax(w->peak[f][w->sample[r]], z[f]);
+            if (w->group[r] == DIFF_PATCHES || w->group[r] == DIFF_WORDS) /* examples are of pictures and words */
+                w->peak[f][w->sample[r]] = fmax(w->peak[f][w->sample[r]], z[f]);
         }
     }
 }
@@ -157,14 +158,15 @@ static void test_quantities(void **state)
     struct diff_job job;
     world_open(&w, 7);
     run_job(&job, &w, REGIME_TEXT, 3);
-    struct diff_counts n = {{w.tokens[0], w.tokens[1], w.tokens[2]}, false}, words = {{w.tokens[0], w.tokens[1], w.tokens[2]}, true};
-    double image = (double)(w.tokens[DIFF_PATCHES] + w.tokens[DIFF_WORDS]);
+    struct diff_counts n = {{w.tokens[0], w.tokens[1], w.tokens[2], w.tokens[3]}, false}, words = n;
+    words.text_only = true;
+    double text = (double)(w.tokens[DIFF_WORDS] + w.tokens[DIFF_TEMPLATE]), image = (double)w.tokens[DIFF_PATCHES] + text;
     for (int f = 0; f < M; f++) {
-        assert_near(diff_energy(&job, &n, f, true), (w.energy[DIFF_PATCHES][f] + w.energy[DIFF_WORDS][f]) / image, 2e-6, "E_v", f);
+        assert_near(diff_energy(&job, &n, f, true), (w.energy[DIFF_PATCHES][f] + w.energy[DIFF_WORDS][f] + w.energy[DIFF_TEMPLATE][f]) / image, 2e-6, "E_v", f);
         assert_near(diff_energy(&job, &n, f, false), w.energy[DIFF_BASE][f] / (double)w.tokens[DIFF_BASE], 2e-6, "E_t", f);
-        assert_near(diff_fire(&job, &n, f, true), (double)(w.fired[DIFF_PATCHES][f] + w.fired[DIFF_WORDS][f]) / image, 0, "fire_image", f);
+        assert_near(diff_fire(&job, &n, f, true), (double)(w.fired[DIFF_PATCHES][f] + w.fired[DIFF_WORDS][f] + w.fired[DIFF_TEMPLATE][f]) / image, 0, "fire_image", f);
         assert_near(diff_fire(&job, &n, f, false), (double)w.fired[DIFF_BASE][f] / (double)w.tokens[DIFF_BASE], 0, "fire_text", f);
-        assert_near(diff_energy(&job, &words, f, true), w.energy[DIFF_WORDS][f] / (double)w.tokens[DIFF_WORDS], 2e-6, "E_v of words", f);
+        assert_near(diff_energy(&job, &words, f, true), (w.energy[DIFF_WORDS][f] + w.energy[DIFF_TEMPLATE][f]) / text, 2e-6, "E_v of text", f);
         double ab = 0, aa = 0, bb = 0, pq = 0, pp = 0, qq = 0;
         for (int i = f * D; i < (f + 1) * D; i++) {
             ab += (double)w.tuned.D[i] * (double)w.base.D[i], aa += pow((double)w.tuned.D[i], 2), bb += pow((double)w.base.D[i], 2);
@@ -253,7 +255,7 @@ static void test_adapted(void **state)
 {
     (void)state;
     struct diff_job jobs[3];
-    struct diff_counts n = {{60, 40, 100}, false};
+    struct diff_counts n = {{60, 30, 10, 100}, false};
     hand_made(jobs);
     /* pooled cosines .1 .2 .3 .4 .5 .9 .95 .99: 50th percentile .45; the other regime's do not count */
     assert_near(diff_select(jobs, 3, REGIME_TEXT, &n, 0.01, 50), 0.45, 1e-7, "threshold", 0);
@@ -275,17 +277,39 @@ static void test_adapted(void **state)
     assert_memory_equal(jobs[0].adapted, words[0], 4);
     assert_memory_equal(jobs[1].adapted, words[1], 4);
     n.text_only = false;
-    /* what is shown: adapted ones, strongest first, at most ceil(2 * wanted / layers) of a layer */
+    for (int j = 0; j < 3; j++)
+        diff_job_close(&jobs[j]);
+}
+
+static void expect_chosen(const struct diff_job *jobs, const struct diff_counts *n, int wanted, const char *expected)
+{
     int count = 0;
-    diff_select(jobs, 3, REGIME_TEXT, &n, 0.01, 100);
-    struct diff_chosen *chosen = diff_choose(jobs, 3, REGIME_TEXT, &n, 3, &count);
-    assert_int_equal(count, 3);
-    assert_int_equal(chosen[0].job, 1), assert_int_equal(chosen[0].feature, 1);
-    assert_int_equal(chosen[1].job, 0), assert_int_equal(chosen[1].feature, 0);
+    char found[128] = "";
+    struct diff_chosen *chosen = diff_choose(jobs, 3, REGIME_TEXT, n, wanted, &count);
+    for (int i = 0; i < count; i++)
+        sprintf(found + strlen(found), "%d/%d ", chosen[i].job, chosen[i].feature);
     free(chosen);
-    chosen = diff_choose(jobs, 3, REGIME_TEXT, &n, 1, &count);
-    assert_int_equal(count, 1);
-    free(chosen);
+    assert_string_equal(found, expected);
+}
+
+/* Half by energy on patches, half by energy on words, two of a layer here; then by E_v. */
+static void test_choice(void **state)
+{
+    (void)state;
+    struct diff_job jobs[3];
+    struct diff_counts n = {{60, 30, 10, 100}, false};
+    hand_made(jobs);
+    diff_select(jobs, 3, REGIME_TEXT, &n, 0.001, 100); /* all but 1/3, which has no energy, are adapted */
+    expect_chosen(jobs, &n, 1, "0/0 ");
+    expect_chosen(jobs, &n, 4, "0/0 0/2 1/1 0/1 ");
+    expect_chosen(jobs, &n, 5, "0/0 0/2 0/3 1/1 0/1 ");
+    jobs[0].fired[0] = 16; /* more than a quarter of 60: last */
+    expect_chosen(jobs, &n, 4, "0/2 0/3 1/1 0/1 ");
+    expect_chosen(jobs, &n, 9, "0/2 0/3 1/0 1/1 1/2 0/1 0/0 ");
+    memset(jobs[0].adapted, 0, 4);
+    expect_chosen(jobs, &n, 2, "1/0 1/1 ");
+    memset(jobs[1].adapted, 0, 4); /* none adapted: all are candidates */
+    expect_chosen(jobs, &n, 4, "0/2 0/3 1/1 0/1 ");
     for (int j = 0; j < 3; j++)
         diff_job_close(&jobs[j]);
 }
@@ -309,7 +333,7 @@ static sqlite3 *fresh(void)
 
 static int write_rows(sqlite3 *db, struct diff_job *jobs, int n_jobs, struct error *err)
 {
-    struct diff_counts n = {{60, 40, 100}, false};
+    struct diff_counts n = {{60, 30, 10, 100}, false};
     double thresholds[REGIME_COUNT] = {0};
     float values[3] = {0, 1, 2};
     static char tokens[] = "[\"a\",\"b\",\"c\"]";
@@ -401,7 +425,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_percentile), cmocka_unit_test(test_adapted),      cmocka_unit_test(test_quantities), cmocka_unit_test(test_strongest_samples),
-        cmocka_unit_test(test_rows_replaced), cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_choice), cmocka_unit_test(test_rows_replaced), cmocka_unit_test(test_interrupted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
