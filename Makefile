@@ -80,7 +80,10 @@ define EXECUTOR # $(1) cpu, sim or cuda
 $(B)/$(1)/libhost.a: $(HOST_C:%.c=$(B)/$(1)/%.o)
 $(B)/$(1)/stagediff: $(B)/$(1)/host/main.o $(B)/$(1)/libhost.a $(B)/$(1)/libkernels.a
 	$$(CXX) $$^ $$(LIBS) $(if $(filter cuda,$(1)),$$(CUDA_LIBS)) -o $$@
-$(B)/$(1)/bench: $(BENCH_C:%.c=$(B)/$(1)/%.o) $(B)/$(1)/libhost.a $(B)/$(1)/libkernels.a $(B)/ref/libref.a
+$(B)/$(1)/bench.o/%.o: bench/%.c # not $(B)/$(1)/bench/: that is the program
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) $(if $(filter cpu,$(1)),,-DSTAGEDIFF_BF16) -MMD -MP -c $$< -o $$@
+$(B)/$(1)/bench: $(BENCH_C:bench/%.c=$(B)/$(1)/bench.o/%.o) $(B)/$(1)/libhost.a $(B)/$(1)/libkernels.a $(B)/ref/libref.a
 	$$(CXX) $$^ $$(LIBS) $(if $(filter cuda,$(1)),$$(CUDA_LIBS)) -o $$@
 endef
 $(foreach e,cpu sim cuda,$(eval $(call EXECUTOR,$(e))))

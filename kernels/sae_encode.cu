@@ -39,8 +39,11 @@ __device__ void sort_descending(uint64_t *key, float *h, int n) {
         }
 }
 
-__device__ void clear_from(uint64_t *key, int from, int to) {
-    for (int i = from + static_cast<int>(threadIdx.x); i < to; i += FILTER_THREADS) key[i] = 0; /* below every real key */
+__device__ void clear_from(uint64_t *key, float *h, int from, int to) {
+    for (int i = from + static_cast<int>(threadIdx.x); i < to; i += FILTER_THREADS) {
+        key[i] = 0; /* below every real key */
+        h[i] = 0;
+    }
     __syncthreads();
 }
 
@@ -63,7 +66,7 @@ __global__ void __launch_bounds__(FILTER_THREADS) sae_topk_filter_kernel(lists l
     int n = kept;
     for (int base = 0; base < count; base += FILTER_THREADS) {
         if (n > capacity - FILTER_THREADS) {
-            clear_from(key, n, capacity);
+            clear_from(key, value, n, capacity);
             sort_descending(key, value, capacity);
             bound = key[K - 1];
             if (threadIdx.x == 0) used = K;
@@ -83,7 +86,7 @@ __global__ void __launch_bounds__(FILTER_THREADS) sae_topk_filter_kernel(lists l
         n = used;
         __syncthreads(); /* nobody appends before all have read */
     }
-    clear_from(key, n, capacity);
+    clear_from(key, value, n, capacity);
     sort_descending(key, value, capacity);
     for (int i = static_cast<int>(threadIdx.x); i < K && i < n; i += FILTER_THREADS) {
         l.key[row * K + i] = key[i];
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(FILTER_THREADS) sae_topk_finish_kernel(int *__
         key[i] = l.key[row * K + i] & 0xffffffffu;
         value[i] = l.h[row * K + i];
     }
-    clear_from(key, K, capacity);
+    clear_from(key, value, K, capacity);
     sort_descending(key, value, capacity);
     for (int i = static_cast<int>(threadIdx.x); i < K; i += FILTER_THREADS) {
         const float h = value[i];

@@ -60,16 +60,17 @@ static void check_choice(enum kind kind, struct shape s, bool low, bool scaled) 
 
 static void test_choice(void **state) {
     (void)state;
-    static const struct shape shapes[] = {{1, 1, 1, 1}, {1, 8, 5, 5}, {2, 3, 33, 1}, {3, 16, 100, 7}, {29, 40, 257, 32}, {15, 8, 513, 513}, {16, 24, 1000, 200}};
+    static const struct shape shapes[] = {{1, 1, 1, 1}, {1, 8, 5, 5}, {2, 3, 33, 1}, {3, 16, 100, 7}, {29, 40, 257, 32}, {15, 8, 513, 513}, {16, 24, 1000, 200}, {17, 33, 90, 20}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int kind = INTEGERS; kind <= SIGNED_ZERO; kind++) {
-            check_choice((enum kind)kind, shapes[i], false, false);
-            check_choice((enum kind)kind, shapes[i], true, kind % 2 == 0);
+            bool low = (kind + (int)i) % 2 == 0; /* neighbours in the table take the other type */
+            check_choice((enum kind)kind, shapes[i], low, kind % 3 == 0);
         }
     check_choice(INTEGERS, (struct shape){40, 8, 300, 17}, false, true);
     check_choice(FEW_INTEGERS, (struct shape){1050, 8, 70, 3}, true, false);    /* past a chunk of rows */
     check_choice(ASCENDING, (struct shape){3, 8, 9000, 50}, false, false);      /* each bound is beaten by all that follow */
     check_choice(FEW_INTEGERS, (struct shape){2, 8, 9000, 50}, true, false);
+    check_choice(INTEGERS, (struct shape){30, 8, 9000, 50}, false, false);
 }
 
 /* Random values: each listed value against the double product, and nothing unlisted clearly above what is listed. */
