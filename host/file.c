@@ -139,22 +139,16 @@ static void forget(const char *temporary)
             open_temporaries[i] = NULL;
 }
 
-int file_writer_open(struct file_writer *w, const char *path, struct error *err)
+/* Where the file really goes: the target of a symbolic link is replaced, not the link. Malloced. */
+static char *final_path(const char *path)
 {
-    *w = (struct file_writer){0};
-    if (!*path)
-        return fail(err, "the name of the output file is empty");
-    if (dir_exists(path))
-        return fail(err, "%s: is a folder, the output needs the name of a file", path);
-    size_t n = strlen(path) + 32;
-    w->path = memory_string(path);
-    w->temporary = memory_take(n, 1);
-    snprintf(w->temporary, n, "%s.tmp.%ld", path, (long)getpid());
-    remember(w->temporary);
-    w->stream = fopen(w->temporary, "wbe");
-    if (w->stream)
-        return 0;
-    int why = errno;
+    struct stat st;
+    char *real = !lstat(path, &st) && S_ISLNK(st.st_mode) ? realpath(path, NULL) : NULL;
+    return real ? real : memory_string(path);
+}
+
+static int open_failed(struct file_writer *w, const char *path, int why, struct error *err)
+{
     char *folder = path_folder(path);
     if (why == ENOENT || why == ENOTDIR)
         fail(err, "%s: cannot be written, the folder %s does not exist", path, folder);
@@ -165,6 +159,27 @@ int file_writer_open(struct file_writer *w, const char *path, struct error *err)
     return -1;
 }
 
+int file_writer_open(struct file_writer *w, const char *path, struct error *err)
+{
+    *w = (struct file_writer){0};
+    if (!*path)
+        return fail(err, "the name of the output file is empty");
+    if (dir_exists(path))
+        return fail(err, "%s: is a folder, the output needs the name of a file", path);
+    struct stat st;
+    w->path = final_path(path);
+    if (!stat(path, &st) && !S_ISREG(st.st_mode)) { /* a device or pipe (/dev/stdout): written as it is, never replaced */
+        w->stream = fopen(path, "wbe");
+        return w->stream ? 0 : open_failed(w, path, errno, err);
+    }
+    size_t n = strlen(w->path) + 32;
+    w->temporary = memory_take(n, 1);
+    snprintf(w->temporary, n, "%s.tmp.%ld", w->path, (long)getpid());
+    remember(w->temporary);
+    w->stream = fopen(w->temporary, "wbe");
+    return w->stream ? 0 : open_failed(w, path, errno, err);
+}
+
 int file_writer_commit(struct file_writer *w, struct error *err)
 {
     int rc = -1, why = 0;
@@ -172,18 +187,18 @@ int file_writer_commit(struct file_writer *w, struct error *err)
     errno = 0;
     if (fflush(w->stream) || failed)
         why = errno ? errno : ENOSPC;
-    else if (fsync(fileno(w->stream)) && errno != EINVAL && errno != EROFS)
+    else if (w->temporary && fsync(fileno(w->stream)) && errno != EINVAL && errno != EROFS)
         why = errno;
     if (fclose(w->stream) && !why)
         why = errno;
     w->stream = NULL;
     if (why)
         fail(err, "%s: cannot be written in full: %s", w->path, strerror(why));
-    else if (rename(w->temporary, w->path))
+    else if (w->temporary && rename(w->temporary, w->path))
         fail(err, "%s: the finished file cannot be put in place: %s", w->path, strerror(errno));
     else
         rc = 0;
-    if (!rc) {
+    if (!rc && w->temporary) {
         forget(w->temporary);
         free(w->temporary);
         w->temporary = NULL;

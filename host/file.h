@@ -20,9 +20,10 @@ bool dir_exists(const char *path);
 int dir_create(const char *path, struct error *err);
 
 /* An output file that appears whole or not at all: written to PATH.tmp.<pid>, flushed, fsynced, renamed by commit.
- * abort (or commit's failure) removes the temporary file. Full disk is an error of commit at the latest. */
+ * abort (or commit's failure) removes the temporary file. Full disk is an error of commit at the latest. A device or pipe
+ * is written directly. */
 struct file_writer {
-    char *path, *temporary;
+    char *path, *temporary; /* temporary: NULL for a device */
     FILE *stream;
 };
 int file_writer_open(struct file_writer *w, const char *path, struct error *err);
