@@ -13,6 +13,7 @@ struct diff {
     struct diff_buffers buffers;
     struct samples file, samples, questions; /* the data file (owned); its validation lines; those without pictures, for the base LLM */
     char **rewritten;                  /* prompts of `questions` that lost their marker */
+    long *picture;
     size_t n_samples;
     struct diff_counts counts;
 };
@@ -103,7 +104,7 @@ static int stream_all(struct diff *d, struct model *m, bool base, struct error *
             sae_host_free(&tuned);
         }
         if (status == 0)
-            status = diff_stream(d->jobs, d->n_jobs, &d->buffers, m, base ? &d->questions : &d->samples, d->n_samples, d->c->forward_samples, base, tokens, err);
+            status = diff_stream(d->jobs, d->n_jobs, &d->buffers, m, base ? &d->questions : &d->samples, d->n_samples, d->picture, d->c->forward_samples, base, tokens, err);
         for (int j = first; j < d->n_jobs; j++)
             if (d->jobs[j].sae.dev)
                 diff_job_collect(&d->jobs[j], &d->buffers);
@@ -179,6 +180,7 @@ static int open_samples(struct diff *d, size_t *first, struct error *err)
     if (run_samples(c, true, &d->file, first, &count, err))
         return -1;
     d->samples = (struct samples){d->file.at + *first, count, d->file.path};
+    d->picture = diff_pictures(&d->samples);
     d->n_samples = c->diff_samples > 0 && (size_t)c->diff_samples < count ? (size_t)c->diff_samples : count;
     return 0;
 }
@@ -206,6 +208,7 @@ int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, stru
         free(d.rewritten[i]);
     free(d.rewritten);
     free(d.questions.at);
+    free(d.picture);
     samples_free(&d.file);
     return status;
 }

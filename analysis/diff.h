@@ -15,10 +15,14 @@ enum { DIFF_PATCHES, DIFF_WORDS, DIFF_TEMPLATE, DIFF_BASE, DIFF_GROUPS, DIFF_TOP
 #define DIFF_DENSE 0.25 /* features that fire on more of the patches (words) than this say little and are shown last */
 #define DIFF_IGNORED 255 /* group of a BOS row */
 
-struct diff_top { /* one of a feature's strongest samples: its strongest image row or word there */
+struct diff_top { /* one of a feature's strongest pictures: its strongest image row or word there, over the picture's samples */
     float value;
     int position;
-    long sample; /* -1: empty */
+    long sample, picture; /* -1: empty; picture: the first sample that has it */
+};
+struct diff_origin { /* where a row comes from */
+    long sample, picture;
+    int position;
 };
 struct diff_job {
     enum regime regime;
@@ -28,7 +32,7 @@ struct diff_job {
     float *norm;         /* (M) |d_f| */
     float *decoder_cosine, *encoder_cosine; /* (M) to the base SAE */
     uint8_t *adapted;    /* (M) after diff_select */
-    struct diff_top *top; /* (M, DIFF_TOP) or NULL: not kept */
+    struct diff_top *top; /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
     /* on the device while the job's pass runs */
     struct sae sae;
     double *device_energy;
@@ -54,18 +58,20 @@ int diff_buffers_open(struct diff_buffers *b, struct device *dev, int d, int M, 
 void diff_buffers_close(struct diff_buffers *b);
 
 /* diff_stream.c. Open compares the tuned dictionary with the base one; attach puts it on the device, rows accumulates
- * (x: (n, d) act_t on the device; group: n bytes on the host; sample, position: of each row, may be NULL without top),
+ * (x: (n, d) act_t on the device; group: n bytes on the host; origin: of each row, NULL without top),
  * collect brings the sums home and takes the dictionary off the device. */
 int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, int layer, const struct sae_host *tuned, const struct sae_host *base, bool keep_top,
                   struct error *err);
 int diff_job_attach(struct diff_job *job, struct diff_buffers *b, const struct sae_host *tuned, struct error *err);
-void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, int n, const uint8_t *group, const long *sample, const int *position);
+void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, int n, const uint8_t *group, const struct diff_origin *origin);
 void diff_job_collect(struct diff_job *job, struct diff_buffers *b);
 void diff_job_close(struct diff_job *job);
 int diff_load(struct sae_host *tuned, const struct run_config *c, enum regime regime, int layer, int d_model, struct error *err);
 int diff_load_base(struct sae_host *base, const struct run_config *c, int layer, const struct sae_host *tuned, struct error *err);
+/* picture[i]: the first sample with sample i's image; i itself without one. Malloced. */
+long *diff_pictures(const struct samples *s);
 /* Runs the samples through the model (base: the base LLM) and every attached job. Adds to tokens. */
-int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples, int batch, bool base, long *tokens,
+int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples, const long *picture, int batch, bool base, long *tokens,
                 struct error *err);
 
 /* diff_select.c. numpy.percentile(values, p): linear between order statistics; reorders values. */

@@ -135,24 +135,24 @@ int diff_job_attach(struct diff_job *job, struct diff_buffers *b, const struct s
     return 0;
 }
 
-/* Keeps the DIFF_TOP strongest samples of a feature, each by its strongest token; rows come sample after sample. */
-static void keep_top(struct diff_top *top, float value, long sample, int position)
+/* Keeps the DIFF_TOP strongest pictures of a feature, each by its strongest row. */
+static void keep_top(struct diff_top *top, float value, const struct diff_origin *from)
 {
     int weakest = 0;
     for (int i = 0; i < DIFF_TOP; i++) {
-        if (top[i].sample == sample) {
+        if (top[i].sample >= 0 && top[i].picture == from->picture) {
             if (value > top[i].value)
-                top[i] = (struct diff_top){value, position, sample};
+                top[i] = (struct diff_top){value, from->position, from->sample, from->picture};
             return;
         }
         if (top[i].value < top[weakest].value || (top[i].sample < 0 && top[weakest].sample >= 0))
             weakest = i;
     }
     if (value > top[weakest].value || top[weakest].sample < 0)
-        top[weakest] = (struct diff_top){value, position, sample};
+        top[weakest] = (struct diff_top){value, from->position, from->sample, from->picture};
 }
 
-void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, int n, const uint8_t *group, const long *sample, const int *position)
+void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, int n, const uint8_t *group, const struct diff_origin *origin)
 {
     for (int first = 0; first < n; first += DIFF_CHUNK) {
         int rows = n - first < DIFF_CHUNK ? n - first : DIFF_CHUNK;
@@ -161,7 +161,7 @@ void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, 
         sae_encode(&job->sae, b->indices, b->values, NULL, (const act_t *)x + (size_t)first * (size_t)job->d, rows, job->K);
         OP(sae_csc)(b->dev, b->offsets, b->entries, b->indices, rows, job->M, job->K, b->csc_scratch);
         OP(sae_feature_stats)(b->dev, job->device_energy, job->device_fired, b->offsets, b->entries, b->values, b->groups, DIFF_GROUPS, rows, job->M, job->K);
-        if (!job->top || !sample)
+        if (!job->top || !origin)
             continue;
         device_download(b->dev, b->host_indices, b->indices, slots * sizeof *b->host_indices);
         device_download(b->dev, b->host_values, b->values, slots * sizeof *b->host_values);
@@ -169,7 +169,7 @@ void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, 
             size_t row = (size_t)first + s / (size_t)job->K;
             int f = b->host_indices[s];
             if (f >= 0 && b->host_values[s] > 0 && (group[row] == DIFF_PATCHES || group[row] == DIFF_WORDS))
-                keep_top(job->top + (size_t)f * DIFF_TOP, b->host_values[s] * job->norm[f], sample[row], position[row]);
+                keep_top(job->top + (size_t)f * DIFF_TOP, b->host_values[s] * job->norm[f], &origin[row]);
         }
     }
 }
@@ -213,46 +213,74 @@ void diff_job_close(struct diff_job *job)
 
 /* ---- the forward pass ---- */
 
+static const struct samples *sorted_samples; /* of by_image: qsort has no context */
+
+static int by_image(const void *a, const void *b)
+{
+    long i = *(const long *)a, j = *(const long *)b;
+    int order = strcmp(sorted_samples->at[i].image, sorted_samples->at[j].image);
+    return order ? order : (i > j) - (i < j);
+}
+
+long *diff_pictures(const struct samples *s)
+{
+    long *picture = memory_take(s->count + 1, sizeof *picture), *order = memory_take(s->count + 1, sizeof *order);
+    size_t n = 0;
+    for (size_t i = 0; i < s->count; i++) {
+        picture[i] = (long)i;
+        if (s->at[i].image)
+            order[n++] = (long)i;
+    }
+    sorted_samples = s;
+    qsort(order, n, sizeof *order, by_image);
+    for (size_t i = 1; i < n; i++)
+        if (strcmp(s->at[order[i]].image, s->at[order[i - 1]].image) == 0)
+            picture[order[i]] = picture[order[i - 1]];
+    free(order);
+    return picture;
+}
+
 struct stream {
     struct diff_job *jobs;
     int n_jobs;
     struct diff_buffers *buffers;
     uint8_t *group;
-    long *sample;
+    struct diff_origin *origin;
+    const long *picture;
     bool base; /* the base LLM's tokens */
 };
 
 static int observe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *batch, struct error *err)
 {
     struct stream *s = context;
-    (void)dev, (void)err;
+    (void)dev, (void)batch, (void)err;
     for (int j = 0; j < s->n_jobs; j++)
         if (s->jobs[j].layer == layer && s->jobs[j].device_energy) {
             CHECK(width == s->jobs[j].d, "width=%d d=%d", width, s->jobs[j].d);
-            diff_job_rows(&s->jobs[j], s->buffers, x, rows, s->group, s->base ? NULL : s->sample, batch->position);
+            diff_job_rows(&s->jobs[j], s->buffers, x, rows, s->group, s->base ? NULL : s->origin);
         }
     return 0;
 }
 
-/* Groups and sample numbers of a batch's rows; counts them. */
+/* Groups and origins of a batch's rows; counts them. */
 static void describe_rows(struct stream *s, const struct batch *b, long *tokens)
 {
     static const uint8_t groups[KIND_COUNT] = {DIFF_IGNORED, DIFF_PATCHES, DIFF_TEMPLATE, DIFF_WORDS, DIFF_WORDS}; /* by enum token_kind */
     s->group = memory_take((size_t)b->n_tokens + 1, 1);
-    s->sample = memory_take((size_t)b->n_tokens + 1, sizeof *s->sample);
+    s->origin = memory_take((size_t)b->n_tokens + 1, sizeof *s->origin);
     for (int i = 0; i < b->n_samples; i++)
         for (int t = b->cu_seqlens[i]; t < b->cu_seqlens[i + 1]; t++) {
-            s->sample[t] = b->sample[i];
+            s->origin[t] = (struct diff_origin){b->sample[i], s->picture[b->sample[i]], b->position[t]};
             s->group[t] = s->base && b->kinds[t] != KIND_BOS ? DIFF_BASE : groups[b->kinds[t]];
             if (s->group[t] != DIFF_IGNORED)
                 tokens[s->group[t]]++;
         }
 }
 
-int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *samples, size_t n_samples, int batch, bool base, long *tokens,
+int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *samples, size_t n_samples, const long *picture, int batch, bool base, long *tokens,
                 struct error *err)
 {
-    struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .base = base};
+    struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .picture = picture, .base = base};
     struct probe *probes = memory_take((size_t)m->n_layers, sizeof *probes);
     struct progress progress;
     int n_probes = 0, status = 0;
@@ -276,7 +304,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
         describe_rows(&s, &packed, tokens);
         status = model_forward(m, &packed, probes, n_probes, NULL, err);
         free(s.group);
-        free(s.sample);
+        free(s.origin);
         batch_free(&packed);
         progress_update(&progress, (long)(first + n), NULL);
     }

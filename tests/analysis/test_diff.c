@@ -31,13 +31,12 @@ struct world {
     struct sae_host tuned, base;
     float *x;
     uint8_t *group;
-    long *sample;
-    int *position;
+    struct diff_origin *origin;
     long tokens[DIFF_GROUPS];
     /* the plain computation */
     double energy[DIFF_GROUPS][M];
     long fired[DIFF_GROUPS][M];
-    double peak[M][SAMPLES];
+    double peak[M][SAMPLES]; /* by picture: two samples share one */
 };
 
 static void fill(float *p, size_t n, double scale)
@@ -97,14 +96,15 @@ static void world_open(struct world *w, uint64_t seed)
     memset(w->base.D + 5 * D, 0, D * sizeof(float)); /* a zero row: cosine 0 */
     w->x = memory_take((size_t)ROWS * D, sizeof *w->x);
     w->group = memory_take(ROWS, 1);
-    w->sample = memory_take(ROWS, sizeof *w->sample);
-    w->position = memory_take(ROWS, sizeof *w->position);
+    w->origin = memory_take(ROWS, sizeof *w->origin);
     fill(w->x, (size_t)ROWS * D, 1);
     for (int r = 0, start = 0; r < ROWS; r++) {
-        w->sample[r] = (long)r * SAMPLES / ROWS;
-        start = r && w->sample[r] != w->sample[r - 1] ? r : start;
-        w->position[r] = r - start;
-        w->group[r] = w->position[r] == 0 ? DIFF_IGNORED : (uint8_t)(r % 7 < 3 ? DIFF_PATCHES : r % 7 < 4 ? DIFF_WORDS : r % 7 < 5 ? DIFF_TEMPLATE : DIFF_BASE);
+        struct diff_origin *o = &w->origin[r];
+        o->sample = (long)r * SAMPLES / ROWS;
+        o->picture = o->sample / 2 * 2;
+        start = r && o->sample != o[-1].sample ? r : start;
+        o->position = r - start;
+        w->group[r] = o->position == 0 ? DIFF_IGNORED : (uint8_t)(r % 7 < 3 ? DIFF_PATCHES : r % 7 < 4 ? DIFF_WORDS : r % 7 < 5 ? DIFF_TEMPLATE : DIFF_BASE);
         double z[M];
         plain_codes(&w->tuned, w->x + (size_t)r * D, z);
         if (w->group[r] == DIFF_IGNORED)
@@ -114,7 +114,7 @@ static void world_open(struct world *w, uint64_t seed)
             w->energy[w->group[r]][f] += z[f] * z[f];
             w->fired[w->group[r]][f] += z[f] > 0;
             if (w->group[r] == DIFF_PATCHES || w->group[r] == DIFF_WORDS) /* examples are of pictures and words */
-                w->peak[f][w->sample[r]] = fmax(w->peak[f][w->sample[r]], z[f]);
+                w->peak[f][o->picture] = fmax(w->peak[f][o->picture], z[f]);
         }
     }
 }
@@ -123,7 +123,7 @@ static void world_close(struct world *w)
 {
     sae_host_free(&w->tuned);
     sae_host_free(&w->base);
-    free(w->x), free(w->group), free(w->sample), free(w->position);
+    free(w->x), free(w->group), free(w->origin);
     device_close(w->dev);
 }
 
@@ -138,8 +138,8 @@ static void run_job(struct diff_job *job, struct world *w, enum regime regime, i
     if (diff_buffers_open(&b, w->dev, D, M, K, &err) || diff_job_open(job, w->dev, regime, layer, &w->tuned, &w->base, true, &err) || diff_job_attach(job, &b, &w->tuned, &err))
         fail_msg("%s", err.text);
     int half = DIFF_CHUNK + 17;
-    diff_job_rows(job, &b, x, half, w->group, w->sample, w->position);
-    diff_job_rows(job, &b, x + (size_t)half * D, ROWS - half, w->group + half, w->sample + half, w->position + half);
+    diff_job_rows(job, &b, x, half, w->group, w->origin);
+    diff_job_rows(job, &b, x + (size_t)half * D, ROWS - half, w->group + half, w->origin + half);
     diff_job_collect(job, &b);
     diff_buffers_close(&b);
     device_free(w->dev, x);
@@ -201,9 +201,10 @@ static void test_strongest_samples(void **state)
             if (top[i].sample < 0)
                 continue;
             found[i] = (double)top[i].value;
-            assert_near(found[i], w.peak[f][top[i].sample], 1e-5, "peak in its sample", f);
+            assert_near(found[i], w.peak[f][top[i].picture], 1e-5, "peak in its picture", f);
+            assert_int_equal(top[i].sample / 2 * 2, top[i].picture);
             for (int j = 0; j < i; j++)
-                assert_true(top[i].sample != top[j].sample); /* a sample stands once */
+                assert_true(top[i].picture != top[j].picture); /* a picture stands once */
         }
         qsort(found, DIFF_TOP, sizeof *found, falling);
         for (int i = 0; i < DIFF_TOP; i++)
@@ -314,6 +315,18 @@ static void test_choice(void **state)
         diff_job_close(&jobs[j]);
 }
 
+static void test_pictures(void **state)
+{
+    (void)state;
+    static char a[] = "a.png", b[] = "b.png";
+    struct sample at[] = {{.image = b}, {.image = a}, {.image = NULL}, {.image = b}, {.image = NULL}, {.image = a}, {.image = b}};
+    static const long expected[] = {0, 1, 2, 0, 4, 1, 0};
+    struct samples s = {at, 7, NULL};
+    long *picture = diff_pictures(&s);
+    assert_memory_equal(picture, expected, sizeof expected);
+    free(picture);
+}
+
 /* ---- rows ---- */
 
 static struct run_config config = {.out = "build/test-diff", .diff_eps = 0.01, .diff_percentile = 50, .diff_regime = REGIME_TEXT, .report_features = 2};
@@ -338,7 +351,7 @@ static int write_rows(sqlite3 *db, struct diff_job *jobs, int n_jobs, struct err
     float values[3] = {0, 1, 2};
     static char tokens[] = "[\"a\",\"b\",\"c\"]";
     static uint8_t kinds[] = {0, 2, 3};
-    struct diff_example example = {.job = 0, .feature = 1, .top = {2, 2, 1}, .kind = 3, .values = values, .tokens = 3};
+    struct diff_example example = {.job = 0, .feature = 1, .top = {2, 2, 1, 1}, .kind = 3, .values = values, .tokens = 3};
     struct diff_sample sample = {.index = 1, .tokens = tokens, .kinds = kinds, .n_tokens = 3};
     struct diff_examples e = {&example, 1, &sample, 1};
     thresholds[REGIME_TEXT] = diff_select(jobs, n_jobs, REGIME_TEXT, &n, 0.01, 50);
@@ -425,7 +438,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_percentile), cmocka_unit_test(test_adapted),      cmocka_unit_test(test_quantities), cmocka_unit_test(test_strongest_samples),
-        cmocka_unit_test(test_choice), cmocka_unit_test(test_rows_replaced), cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_choice), cmocka_unit_test(test_pictures), cmocka_unit_test(test_rows_replaced), cmocka_unit_test(test_interrupted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
