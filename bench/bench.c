@@ -44,7 +44,7 @@ static struct result measure(struct bench *b, int runs) {
     return r;
 }
 
-static double floor_ms(const struct bench *b, struct probe p) {
+static double floor_ms(const struct bench *b, struct machine p) {
     double arithmetic = b->flops / (p.gflops * 1e6), memory = b->bytes / (p.copy * 1e6);
     return arithmetic > memory ? arithmetic : memory;
 }
@@ -56,7 +56,7 @@ static void shape_text(const struct bench *b, char *text, size_t size) {
 
 static const char *dtype_text(const struct bench *b) { return sizeof(act_t) == 2 || b->low ? "bf16" : "f32"; }
 
-static void print_json(const struct bench *b, struct result r, struct probe p) {
+static void print_json(const struct bench *b, struct result r, struct machine p) {
     printf("{\"op\": \"%s\", \"device\": \"%s\", \"dtype\": \"%s\", \"shape\": {", b->op->name, device_name(b->dev), dtype_text(b));
     for (int i = 0; b->op->dim[i].name; i++) printf("%s\"%s\": %d", i ? ", " : "", b->op->dim[i].name + 2, b->dim[i]);
     printf("}, \"verified\": true, \"runs\": %d, \"median_ms\": %.4f, \"best_ms\": %.4f, \"p90_ms\": %.4f, ", r.runs, r.median, r.best, r.p90);
@@ -64,20 +64,20 @@ static void print_json(const struct bench *b, struct result r, struct probe p) {
     printf("\"probe\": {\"fma_gflops\": %.1f, \"copy_gb_per_s\": %.1f}}\n", p.gflops, p.copy);
 }
 
-static void print_row(const struct bench *b, struct result r, struct probe p) {
+static void print_row(const struct bench *b, struct result r, struct machine p) {
     char shape[200];
     shape_text(b, shape, sizeof shape);
-    printf("%-20s %-46s %-4s %10.3f %10.3f %10.3f %8.1f %9.1f %6.0f%%\n", b->op->name, shape, dtype_text(b), r.best, r.median, r.p90, b->bytes / r.best * 1e-6, b->flops / r.best * 1e-6, 100 * floor_ms(b, p) / r.best);
+    printf("%-20s %-62s %-4s %10.3f %10.3f %10.3f %8.1f %9.1f %6.0f%%\n", b->op->name, shape, dtype_text(b), r.best, r.median, r.p90, b->bytes / r.best * 1e-6, b->flops / r.best * 1e-6, 100 * floor_ms(b, p) / r.best);
     fflush(stdout);
 }
 
-static void print_head(struct device *dev, struct probe p) {
+static void print_head(struct device *dev, struct machine p) {
     printf("%s; probed now: %.0f GFLOP/s multiply-add, %.1f GB/s copy\n", device_name(dev), p.gflops, p.copy);
-    printf("%-20s %-46s %-4s %10s %10s %10s %8s %9s %7s\n", "op", "shape", "type", "best ms", "median", "p90", "GB/s", "GFLOP/s", "floor");
+    printf("%-20s %-62s %-4s %10s %10s %10s %8s %9s %7s\n", "op", "shape", "type", "best ms", "median", "p90", "GB/s", "GFLOP/s", "floor");
 }
 
 /* Prepares, checks, times, prints. 0, or -1 when the result is wrong. */
-static int bench_op(struct bench *b, int runs, bool json, const struct probe *known) {
+static int bench_op(struct bench *b, int runs, bool json, const struct machine *known) {
     b->op->prepare(b);
     b->op->run(b);
     b->runs++;
@@ -88,7 +88,7 @@ static int bench_op(struct bench *b, int runs, bool json, const struct probe *kn
         bench_free(b);
         return -1;
     }
-    struct probe p = known ? *known : probe_machine(b->dev);
+    struct machine p = known ? *known : probe_machine(b->dev);
     struct result r = measure(b, runs);
     if (json) print_json(b, r, p);
     else {
@@ -101,7 +101,7 @@ static int bench_op(struct bench *b, int runs, bool json, const struct probe *kn
 
 static int bench_all(struct device *dev, int runs) {
     const struct bench_op *tables[] = {bench_model_ops, bench_sae_ops};
-    struct probe p = probe_machine(dev);
+    struct machine p = probe_machine(dev);
     int wrong = 0;
     print_head(dev, p);
     for (int t = 0; t < 2; t++)

@@ -8,7 +8,7 @@
 #include "kernels/device.h"
 #include "kernels/op.h"
 
-enum { BENCH_DIMS = 6, BENCH_TENSORS = 48 };
+enum { BENCH_DIMS = 7, BENCH_TENSORS = 48 };
 
 /* One op at one shape. Owns its tensors. */
 struct bench {
@@ -39,6 +39,11 @@ struct bench_op {
 };
 extern const struct bench_op bench_model_ops[], bench_sae_ops[]; /* end with name NULL */
 
+/* ---- prefill.c ---- */
+void prefill_prepare(struct bench *b);
+void prefill_run(struct bench *b);
+void prefill_verify(struct bench *b);
+
 /* ---- tensors.c ---- */
 void *bench_floats(struct bench *b, size_t n, double scale);    /* f32, normal values times scale */
 void *bench_acts(struct bench *b, size_t n, double scale);      /* act_t */
@@ -60,11 +65,11 @@ void bench_expect_true(struct bench *b, bool ok, const char *what);
 extern const double bench_act_tolerance; /* of results stored as act_t */
 
 /* ---- probe.c: what this machine can do at most, now ---- */
-struct probe {
+struct machine {
     double gflops; /* f32 fused multiply-adds on the cpu; bf16 products of 4096^3 on a GPU */
     double copy;   /* GB/s, read and write counted */
 };
-struct probe probe_machine(struct device *dev);
+struct machine probe_machine(struct device *dev);
 /* Pushes everything else out of the caches. */
 void probe_cool(struct device *dev);
 #endif

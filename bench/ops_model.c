@@ -206,5 +206,6 @@ const struct bench_op bench_model_ops[] = {
     {"gather_rows", "y[i] = x[index[i]]", {ROWS(8192), {"--columns", "columns", 1024, 1}, {"--table", "rows of x", 16384, 1}}, false, false, gather_prepare, gather_run, gather_verify},
     {"embed", "token embedding", {ROWS(8192), {"--columns", "columns", 1024, 1}, {"--table", "vocabulary", 32000, 1}}, false, false, gather_prepare, embed_run, gather_verify},
     {"argmax", "index of the largest of each row", {ROWS(512), {"--columns", "vocabulary", 32000, 1}}, false, false, argmax_prepare, argmax_run, argmax_verify},
+    {"prefill", "LLaMA prefill, logits of the last token", {{"--width", "d_model", 512, 8}, {"--layers", "layers", 8, 1}, {"--heads", "query heads", 8, 1}, {"--kv", "key heads", 2, 1}, {"--mlp", "columns of gate and up", 1376, 8}, {"--tokens", "image rows and text", 640, 1}}, false, false, prefill_prepare, prefill_run, prefill_verify},
     {.name = NULL},
 };

@@ -75,7 +75,7 @@ static void copy(struct device *dev, char *to, const char *from) {
 static void copy(struct device *dev, char *to, const char *from) { device_copy(dev, to, from, COPY_BYTES); }
 #endif
 
-struct probe probe_machine(struct device *dev) {
+struct machine probe_machine(struct device *dev) {
     struct bench b = {.dev = dev};
     char *from = bench_zeros(&b, COPY_BYTES), *to = bench_zeros(&b, COPY_BYTES);
     double best = 0;
@@ -87,7 +87,7 @@ struct probe probe_machine(struct device *dev) {
         if (rate > best) best = rate;
     }
     bench_free(&b);
-    return (struct probe){arithmetic(dev), best * 1e-9};
+    return (struct machine){arithmetic(dev), best * 1e-9};
 }
 
 void probe_cool(struct device *dev) {
