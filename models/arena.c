@@ -8,6 +8,11 @@ void *arena_take(struct arena *a, size_t bytes)
     return p;
 }
 
+act_t *arena_acts(struct arena *a, size_t rows, size_t columns)
+{
+    return arena_take(a, rows * columns * sizeof(act_t));
+}
+
 int buffer_reserve(struct buffer *b, struct device *dev, size_t bytes, const char *what, struct error *err)
 {
     if (bytes <= b->bytes)

@@ -9,6 +9,7 @@ struct arena { /* base NULL: arena_take only adds up */
 };
 /* Next `bytes` bytes, 256-byte aligned; NULL while measuring. */
 void *arena_take(struct arena *a, size_t bytes);
+act_t *arena_acts(struct arena *a, size_t rows, size_t columns); /* a (rows, columns) matrix of act_t */
 
 struct buffer { /* device memory that only grows, owned */
     void *data;

@@ -1,5 +1,6 @@
 /* batch.c - samples to a packed batch: prompts end to end, pictures decoded and preprocessed in parallel. */
 #include "models/batch.h"
+#include "host/file.h"
 #include "models/model.h"
 #include <stdlib.h>
 #include <string.h>
@@ -36,9 +37,7 @@ static int read_pictures(const struct model *m, struct batch *b, const struct sa
     int bad = b->n_samples;
     if (!b->n_images)
         return 0;
-    b->pixels = malloc((size_t)b->n_images * size * sizeof *b->pixels);
-    if (!b->pixels)
-        return fail(err, "out of memory for %d pictures; use a smaller --batch", b->n_images);
+    b->pixels = memory_take((size_t)b->n_images * size, sizeof *b->pixels);
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < b->n_samples; i++) {
         struct error why;
@@ -80,17 +79,10 @@ static int append(const struct model *m, struct batch *b, const struct sample *s
     const size_t old = (size_t)b->n_tokens, total = old + (size_t)p.count;
     if (total > *capacity) {
         *capacity = total * 2;
-        int *ids = realloc(b->ids, *capacity * sizeof *ids), *source = ids ? realloc(b->source, *capacity * sizeof *source) : NULL;
-        b->ids = ids ? ids : b->ids;
-        b->source = source ? source : b->source;
-        int *position = source ? realloc(b->position, *capacity * sizeof *position) : NULL;
-        b->position = position ? position : b->position;
-        uint8_t *kinds = position ? realloc(b->kinds, *capacity) : NULL;
-        b->kinds = kinds ? kinds : b->kinds;
-        if (!kinds) {
-            fail(err, "out of memory for %zu tokens; use a smaller --batch", total);
-            goto cleanup;
-        }
+        b->ids = memory_grow(b->ids, *capacity, sizeof *b->ids);
+        b->source = memory_grow(b->source, *capacity, sizeof *b->source);
+        b->position = memory_grow(b->position, *capacity, sizeof *b->position);
+        b->kinds = memory_grow(b->kinds, *capacity, sizeof *b->kinds);
     }
     int row = b->picture[i] * m->n_image_rows;
     for (int t = 0; t < p.count; t++) {
@@ -113,13 +105,9 @@ int model_batch(const struct model *m, struct batch *b, const struct samples *s,
     size_t capacity = 0;
     memset(b, 0, sizeof *b);
     b->n_samples = (int)n;
-    b->cu_seqlens = calloc(n + 1, sizeof *b->cu_seqlens);
-    b->sample = calloc(n + 1, sizeof *b->sample);
-    b->picture = calloc(n + 1, sizeof *b->picture);
-    if (!b->cu_seqlens || !b->sample || !b->picture) {
-        fail(err, "out of memory for a batch of %zu samples", n);
-        goto failed;
-    }
+    b->cu_seqlens = memory_take(n + 1, sizeof *b->cu_seqlens);
+    b->sample = memory_take(n, sizeof *b->sample);
+    b->picture = memory_take(n, sizeof *b->picture);
     for (size_t i = 0; i < n; i++) {
         const struct sample *line = &s->at[first + i];
         b->sample[i] = (long)(first + i);

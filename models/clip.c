@@ -2,6 +2,7 @@
  *   x += o . attention(q, k, v) + b,      q, k, v = qkv . layernorm1(x) + b
  *   x += fc2 . gelu(fc1 . layernorm2(x) + b) + b,   gelu(a) = a sigmoid(1.702 a) (quick_gelu) */
 #include "models/clip.h"
+#include "host/file.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/embed.h"
@@ -12,33 +13,28 @@
 #include <stdlib.h>
 #include <string.h>
 
-static act_t *take(struct arena *a, size_t rows, size_t columns)
-{
-    return arena_take(a, rows * columns * sizeof(act_t));
-}
-
 static void layout_weights(struct clip *m, struct arena *a)
 {
     const size_t C = (size_t)m->config.C, F = (size_t)m->config.F, P = (size_t)m->config.P;
-    m->class_row = take(a, 1, C);
-    m->patch = take(a, C, 3 * P * P);
-    m->position = take(a, 1 + (size_t)m->patches, C);
-    m->pre_norm_w = take(a, 1, C);
-    m->pre_norm_b = take(a, 1, C);
+    m->class_row = arena_acts(a, 1, C);
+    m->patch = arena_acts(a, C, 3 * P * P);
+    m->position = arena_acts(a, 1 + (size_t)m->patches, C);
+    m->pre_norm_w = arena_acts(a, 1, C);
+    m->pre_norm_b = arena_acts(a, 1, C);
     for (int l = 0; l < m->config.L; l++) {
         struct clip_layer *y = &m->layer[l];
-        y->norm1_w = take(a, 1, C);
-        y->norm1_b = take(a, 1, C);
-        y->qkv = take(a, 3 * C, C);
-        y->qkv_b = take(a, 3, C);
-        y->o = take(a, C, C);
-        y->o_b = take(a, 1, C);
-        y->norm2_w = take(a, 1, C);
-        y->norm2_b = take(a, 1, C);
-        y->fc1 = take(a, F, C);
-        y->fc1_b = take(a, 1, F);
-        y->fc2 = take(a, C, F);
-        y->fc2_b = take(a, 1, C);
+        y->norm1_w = arena_acts(a, 1, C);
+        y->norm1_b = arena_acts(a, 1, C);
+        y->qkv = arena_acts(a, 3 * C, C);
+        y->qkv_b = arena_acts(a, 3, C);
+        y->o = arena_acts(a, C, C);
+        y->o_b = arena_acts(a, 1, C);
+        y->norm2_w = arena_acts(a, 1, C);
+        y->norm2_b = arena_acts(a, 1, C);
+        y->fc1 = arena_acts(a, F, C);
+        y->fc1_b = arena_acts(a, 1, F);
+        y->fc2 = arena_acts(a, C, F);
+        y->fc2_b = arena_acts(a, 1, C);
     }
 }
 
@@ -87,9 +83,7 @@ int clip_open(struct clip *m, const struct clip_config *config, struct weights *
     memset(m, 0, sizeof *m);
     m->config = *config;
     m->patches = (config->S / config->P) * (config->S / config->P);
-    m->layer = calloc((size_t)config->L, sizeof *m->layer);
-    if (!m->layer)
-        return fail(err, "out of memory for %d layers", config->L);
+    m->layer = memory_take((size_t)config->L, sizeof *m->layer);
     if (w->dev) {
         struct arena a = {0};
         layout_weights(m, &a);
@@ -124,24 +118,24 @@ static void layout_scratch(struct clip_scratch *s, struct arena *a, const struct
 {
     const struct clip_config *c = &m->config;
     const size_t C = (size_t)c->C, n = (size_t)m->patches, R = B * (1 + n), side = (size_t)c->S, cut = 3 * (size_t)c->P * (size_t)c->P;
-    s->x = take(a, R, C);
-    s->h = take(a, R, C);
-    s->out = take(a, R, C);
+    s->x = arena_acts(a, R, C);
+    s->h = arena_acts(a, R, C);
+    s->out = arena_acts(a, R, C);
     s->index = arena_take(a, (2 * B + 1 + B * n) * sizeof(int));
     const size_t shared = a->used; /* the stem, attention and the MLP are never alive together */
     s->pixels = arena_take(a, B * 3 * side * side * sizeof(real_t));
-    s->cut = take(a, B * n, cut);
-    s->patches = take(a, B * n, C);
+    s->cut = arena_acts(a, B * n, cut);
+    s->patches = arena_acts(a, B * n, C);
     size_t end = a->used;
     a->used = shared;
-    s->qkv = take(a, R, 3 * C);
-    s->q = take(a, R, C);
-    s->k = take(a, R, C);
-    s->v = take(a, R, C);
-    s->z = take(a, R, C);
+    s->qkv = arena_acts(a, R, 3 * C);
+    s->q = arena_acts(a, R, C);
+    s->k = arena_acts(a, R, C);
+    s->v = arena_acts(a, R, C);
+    s->z = arena_acts(a, R, C);
     end = a->used > end ? a->used : end;
     a->used = shared;
-    s->f = take(a, R, (size_t)c->F);
+    s->f = arena_acts(a, R, (size_t)c->F);
     a->used = a->used > end ? a->used : end;
 }
 
@@ -178,13 +172,11 @@ static int layers_needed(const struct clip *m, int layers, const struct probes *
     return layers;
 }
 
-static int upload_index(const struct clip *m, struct device *dev, const struct clip_scratch *s, int B, struct error *err)
+static void upload_index(const struct clip *m, struct device *dev, const struct clip_scratch *s, int B)
 {
     const int n = m->patches, T = 1 + n;
     const size_t count = 2 * (size_t)B + 1 + (size_t)B * (size_t)n;
-    int *host = malloc(count * sizeof *host), *start = host, *length = start ? host + B + 1 : NULL, *rows = length ? length + B : NULL;
-    if (!host)
-        return fail(err, "out of memory for an index of %zu rows", count);
+    int *start = memory_take(count, sizeof *start), *length = start + B + 1, *rows = length + B;
     for (int b = 0; b <= B; b++)
         start[b] = b * T;
     for (int b = 0; b < B; b++)
@@ -192,9 +184,8 @@ static int upload_index(const struct clip *m, struct device *dev, const struct c
     for (int b = 0; b < B; b++)
         for (int i = 0; i < n; i++)
             rows[b * n + i] = b * T + 1 + i;
-    device_upload(dev, s->index, host, count * sizeof *host);
-    free(host);
-    return 0;
+    device_upload(dev, s->index, start, count * sizeof *start);
+    free(start);
 }
 
 int clip_forward(struct clip *m, struct device *dev, act_t *selected, const float *pixels, int B, int layers, bool keep_class, const struct probes *probes, struct error *err)
@@ -208,9 +199,7 @@ int clip_forward(struct clip *m, struct device *dev, act_t *selected, const floa
         return -1;
     a = (struct arena){.base = m->scratch.data};
     layout_scratch(&s, &a, m, (size_t)B);
-    if (upload_index(m, dev, &s, B, err))
-        return -1;
-
+    upload_index(m, dev, &s, B);
     device_upload(dev, s.pixels, pixels, (size_t)B * 3 * (size_t)side * (size_t)side * sizeof *pixels);
     patch_extract(dev, s.cut, s.pixels, B, side, c->P);                                 /* cut (B*n, 3*P*P) */
     linear_forward(dev, s.patches, s.cut, m->patch, NULL, B * n, 3 * c->P * c->P, C);   /* patches (B*n, C) */

@@ -1,7 +1,9 @@
 /* generate.c - greedy generation with a KV cache for all samples of a batch: one prefill over the packed prompts, then one row a
  * sample and step; finished samples leave the step. */
+#include "host/file.h"
 #include "kernels/argmax.h"
 #include "models/state.h"
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +34,8 @@ static int open_cache(struct generation *g, const struct batch *b, struct error 
         g->cache_row[i] = (int)rows;
         rows += (size_t)(b->cu_seqlens[i + 1] - b->cu_seqlens[i]) + (size_t)g->max_new;
     }
+    if (rows > INT_MAX)
+        return fail(err, "a key-value cache of %zu tokens is too long; use a smaller --batch or fewer new tokens", rows);
     const size_t count = (size_t)llm->layers * rows * (size_t)llm->config.G * (size_t)llm->config.D;
     if (buffer_reserve(&g->m->state->cache, g->m->dev, 2 * count * sizeof(act_t), "the key-value cache", err))
         return -1;
@@ -51,9 +55,7 @@ static int step(struct generation *g, const struct batch *b, const int *member, 
     struct llama_rows rows = {0};
     real_t *logits;
     int *argmax, status = -1;
-    int *k_start = calloc(3 * (size_t)S, sizeof *k_start), *k_length = k_start ? k_start + S : NULL, *store_row = k_start ? k_start + 2 * S : NULL;
-    if (!k_start)
-        return fail(err, "out of memory");
+    int *k_start = memory_take(3 * (size_t)S, sizeof *k_start), *k_length = k_start + S, *store_row = k_length + S;
     for (int i = 0; i < S; i++) {
         const int s = member[i];
         k_start[i] = g->cache_row[s];
@@ -96,29 +98,24 @@ static void step_batch(struct batch *b, int *member, const struct generation *g,
     b->n_tokens = b->n_samples;
 }
 
-static int step_batch_open(struct batch *b, int S)
+static void step_batch_open(struct batch *b, size_t S)
 {
-    const size_t n = (size_t)S + 1;
     memset(b, 0, sizeof *b);
-    b->cu_seqlens = calloc(n, sizeof *b->cu_seqlens);
-    b->ids = calloc(n, sizeof *b->ids);
-    b->source = calloc(n, sizeof *b->source);
-    b->position = calloc(n, sizeof *b->position);
-    b->kinds = calloc(n, sizeof *b->kinds);
-    b->sample = calloc(n, sizeof *b->sample);
-    b->picture = calloc(n, sizeof *b->picture);
-    return b->cu_seqlens && b->ids && b->source && b->position && b->kinds && b->sample && b->picture ? 0 : -1;
+    b->cu_seqlens = memory_take(S + 1, sizeof *b->cu_seqlens);
+    b->ids = memory_take(S, sizeof *b->ids);
+    b->source = memory_take(S, sizeof *b->source);
+    b->position = memory_take(S, sizeof *b->position);
+    b->kinds = memory_take(S, sizeof *b->kinds);
+    b->sample = memory_take(S, sizeof *b->sample);
+    b->picture = memory_take(S, sizeof *b->picture);
 }
 
 static int run(struct generation *g, const struct batch *prompts, const struct probe *probes, int n_probes, struct error *err)
 {
     struct batch b = {0};
     int status = -1;
-    int *member = calloc((size_t)g->S + 1, sizeof *member), *next = calloc((size_t)g->S + 1, sizeof *next);
-    if (!member || !next || step_batch_open(&b, g->S)) {
-        fail(err, "out of memory");
-        goto cleanup;
-    }
+    int *member = memory_take((size_t)g->S, sizeof *member), *next = memory_take((size_t)g->S, sizeof *next);
+    step_batch_open(&b, (size_t)g->S);
     for (int s = 0; s < g->S; s++)
         member[s] = s;
     const struct batch *now = prompts;
@@ -150,15 +147,11 @@ int model_generate(struct model *m, const struct batch *b, int max_new, const st
     const size_t S = (size_t)b->n_samples;
     struct generation g = {.m = m, .S = b->n_samples, .max_new = max_new};
     int status = -1;
-    g.ids = calloc(S * (size_t)max_new + 1, sizeof *g.ids);
-    g.lengths = calloc(S + 1, sizeof *g.lengths);
-    g.stopped = calloc(S + 1, sizeof *g.stopped);
-    g.cache_row = calloc(S + 1, sizeof *g.cache_row);
-    g.known = calloc(S + 1, sizeof *g.known);
-    if (!g.ids || !g.lengths || !g.stopped || !g.cache_row || !g.known) {
-        fail(err, "out of memory for %zu answers of %d tokens", S, max_new);
-        goto cleanup;
-    }
+    g.ids = memory_take(S * (size_t)max_new, sizeof *g.ids);
+    g.lengths = memory_take(S, sizeof *g.lengths);
+    g.stopped = memory_take(S, sizeof *g.stopped);
+    g.cache_row = memory_take(S, sizeof *g.cache_row);
+    g.known = memory_take(S, sizeof *g.known);
     if (!m->llm || !m->llm->head) {
         fail(err, "%s: generating needs a language model with all its layers", m->dir);
         goto cleanup;

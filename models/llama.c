@@ -3,6 +3,7 @@
  *   x += down . (silu(gate) * up),             gate, up = gate_up . rmsnorm(x)
  * logits = head . rmsnorm(x). Sums in f32; stored activations in act_t. */
 #include "models/llama.h"
+#include "host/file.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/check.h"
@@ -16,27 +17,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-static act_t *take(struct arena *a, size_t rows, size_t columns)
-{
-    return arena_take(a, rows * columns * sizeof(act_t));
-}
-
 static void layout_weights(struct llama *m, struct arena *a, bool whole, bool own_head)
 {
     const struct llama_config *c = &m->config;
     const size_t C = (size_t)c->C, F = (size_t)c->F, V = (size_t)c->V, HD = (size_t)c->H * (size_t)c->D, GD = (size_t)c->G * (size_t)c->D;
-    m->embed = take(a, V, C);
+    m->embed = arena_acts(a, V, C);
     for (int l = 0; l < m->layers; l++) {
         struct llama_layer *w = &m->layer[l];
-        w->attn_norm = take(a, 1, C);
-        w->qkv = take(a, HD + 2 * GD, C);
-        w->o = take(a, C, HD);
-        w->mlp_norm = take(a, 1, C);
-        w->gate_up = take(a, 2 * F, C);
-        w->down = take(a, C, F);
+        w->attn_norm = arena_acts(a, 1, C);
+        w->qkv = arena_acts(a, HD + 2 * GD, C);
+        w->o = arena_acts(a, C, HD);
+        w->mlp_norm = arena_acts(a, 1, C);
+        w->gate_up = arena_acts(a, 2 * F, C);
+        w->down = arena_acts(a, C, F);
     }
-    m->final_norm = whole ? take(a, 1, C) : NULL;
-    m->head = !whole ? NULL : own_head ? take(a, V, C) : m->embed;
+    m->final_norm = whole ? arena_acts(a, 1, C) : NULL;
+    m->head = !whole ? NULL : own_head ? arena_acts(a, V, C) : m->embed;
 }
 
 static act_t *rows_from(act_t *matrix, size_t row, size_t columns)
@@ -76,9 +72,7 @@ int llama_open(struct llama *m, const struct llama_config *config, int layers, s
     m->config = *config;
     m->layers = layers > 0 && layers < config->L ? layers : config->L;
     const bool whole = m->layers == config->L;
-    m->layer = calloc((size_t)m->layers, sizeof *m->layer);
-    if (!m->layer)
-        return fail(err, "out of memory for %d layers", m->layers);
+    m->layer = memory_take((size_t)m->layers, sizeof *m->layer);
     if (w->dev) {
         struct arena a = {0};
         const bool own_head = names->head || !config->tied;
@@ -109,9 +103,7 @@ int llama_reserve_positions(struct llama *m, struct device *dev, int positions, 
     while (n < positions)
         n *= 2;
     const size_t half = (size_t)m->config.D / 2, count = (size_t)n * half, bytes = count * sizeof(real_t);
-    float *host = malloc(2 * bytes);
-    if (!host)
-        return fail(err, "out of memory for rotary tables of %d positions", n);
+    float *host = memory_take(2 * count, sizeof *host);
     int status = buffer_reserve(&m->rope, dev, 2 * bytes, "rotary tables", err);
     if (!status) {
         rope_tables(host, host + count, &m->config.rope, n, m->config.D);
@@ -127,20 +119,20 @@ int llama_reserve_positions(struct llama *m, struct device *dev, int positions, 
 static void layout_scratch(struct llama_scratch *s, struct arena *a, const struct llama_config *c, size_t N, size_t S)
 {
     const size_t C = (size_t)c->C, F = (size_t)c->F, HD = (size_t)c->H * (size_t)c->D, GD = (size_t)c->G * (size_t)c->D;
-    s->x = take(a, N, C);
-    s->h = take(a, N, C);
-    s->out = take(a, N, C);
-    s->last = take(a, S, C);
+    s->x = arena_acts(a, N, C);
+    s->h = arena_acts(a, N, C);
+    s->out = arena_acts(a, N, C);
+    s->last = arena_acts(a, S, C);
     const size_t shared = a->used;
-    s->qkv = take(a, N, HD + 2 * GD);
-    s->q = take(a, N, HD);
-    s->k = take(a, N, GD);
-    s->v = take(a, N, GD);
-    s->z = take(a, N, HD);
+    s->qkv = arena_acts(a, N, HD + 2 * GD);
+    s->q = arena_acts(a, N, HD);
+    s->k = arena_acts(a, N, GD);
+    s->v = arena_acts(a, N, GD);
+    s->z = arena_acts(a, N, HD);
     const size_t attention_end = a->used;
     a->used = shared;
-    s->gate_up = take(a, N, 2 * F);
-    s->y = take(a, N, F);
+    s->gate_up = arena_acts(a, N, 2 * F);
+    s->y = arena_acts(a, N, F);
     a->used = a->used > attention_end ? a->used : attention_end;
 }
 

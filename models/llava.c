@@ -4,16 +4,11 @@
 #include "kernels/gemm.h"
 #include <string.h>
 
-static act_t *take(struct arena *a, size_t rows, size_t columns)
-{
-    return arena_take(a, rows * columns * sizeof(act_t));
-}
-
 static void layout_weights(struct llava *m, struct arena *a)
 {
     for (int i = 0; i < m->config.projector_linears; i++) {
-        m->w[i] = take(a, (size_t)m->out, (size_t)(i ? m->out : m->in));
-        m->b[i] = m->config.projector_bias ? take(a, 1, (size_t)m->out) : NULL;
+        m->w[i] = arena_acts(a, (size_t)m->out, (size_t)(i ? m->out : m->in));
+        m->b[i] = m->config.projector_bias ? arena_acts(a, 1, (size_t)m->out) : NULL;
     }
 }
 
@@ -60,37 +55,42 @@ void llava_close(struct llava *m, struct device *dev)
     buffer_free(&m->scratch, dev);
 }
 
+struct llava_scratch {
+    act_t *selected; /* (R, in) */
+    act_t *x, *y;    /* (R, C), in turns */
+};
+
+static void layout_scratch(struct llava_scratch *s, struct arena *a, const struct llava *m, size_t R)
+{
+    s->selected = arena_acts(a, R, (size_t)m->in);
+    s->x = arena_acts(a, R, (size_t)m->out);
+    s->y = arena_acts(a, R, (size_t)m->out);
+}
+
 int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B, bool projector, const struct probes *probes, struct error *err)
 {
     const int R = B * m->rows, C = m->out;
-    const size_t count = (size_t)R * (size_t)C;
+    struct llava_scratch s;
     struct arena a = {0};
-    for (int round = 0; round < 2; round++) { /* measure, then place */
-        act_t *selected = take(&a, (size_t)R, (size_t)m->in); /* (R, in) */
-        act_t *x = take(&a, (size_t)R, (size_t)C);            /* (R, C), and its partner of every second linear */
-        act_t *y = take(&a, (size_t)R, (size_t)C);
-        if (round == 0) {
-            if (buffer_reserve(&m->scratch, dev, a.used, "image rows", err))
-                return -1;
-            a = (struct arena){.base = m->scratch.data};
-            continue;
-        }
-        if (clip_forward(tower, dev, selected, pixels, B, m->config.selected, m->config.class_row, probes, err) ||
-            probes_run(probes, dev, PROBE_VISION_SELECTED, -1, selected, R, m->in, err))
-            return -1;
-        if (!projector)
-            return 0;
-        linear_forward(dev, x, selected, m->w[0], m->b[0], R, m->in, C); /* x (R, C) */
-        for (int i = 1; i < m->config.projector_linears; i++) {
-            gelu_forward(dev, x, x, count);
-            linear_forward(dev, y, x, m->w[i], m->b[i], R, C, C);
-            act_t *t = x;
-            x = y;
-            y = t;
-        }
-        if (probes_run(probes, dev, PROBE_PROJECTOR, -1, x, R, C, err))
-            return -1;
-        *image_rows = x;
+    layout_scratch(&s, &a, m, (size_t)R);
+    if (buffer_reserve(&m->scratch, dev, a.used, "image rows", err))
+        return -1;
+    a = (struct arena){.base = m->scratch.data};
+    layout_scratch(&s, &a, m, (size_t)R);
+
+    if (clip_forward(tower, dev, s.selected, pixels, B, m->config.selected, m->config.class_row, probes, err) ||
+        probes_run(probes, dev, PROBE_VISION_SELECTED, -1, s.selected, R, m->in, err))
+        return -1;
+    if (!projector)
+        return 0;
+    linear_forward(dev, s.x, s.selected, m->w[0], m->b[0], R, m->in, C); /* x (R, C) */
+    for (int i = 1; i < m->config.projector_linears; i++) {
+        gelu_forward(dev, s.x, s.x, (size_t)R * (size_t)C);
+        linear_forward(dev, s.y, s.x, m->w[i], m->b[i], R, C, C);
+        act_t *t = s.x;
+        s.x = s.y;
+        s.y = t;
     }
-    return 0;
+    *image_rows = s.x;
+    return probes_run(probes, dev, PROBE_PROJECTOR, -1, s.x, R, C, err);
 }

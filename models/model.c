@@ -85,9 +85,7 @@ static int open_tower(struct model *m, struct parts *p, struct error *err)
     struct weights w;
     const bool own = p->tower_st != NULL;
     const char *prefix = own ? p->tower_names.tower : p->names.tower;
-    m->tower = calloc(1, sizeof *m->tower);
-    if (!m->tower)
-        return fail(err, "out of memory");
+    m->tower = memory_take(1, sizeof *m->tower);
     if (weights_begin(&w, own ? p->tower_st : p->st, own ? p->tower_dir : m->dir, m->dev, err))
         return -1;
     int status = clip_open(m->tower, &p->config.clip, &w, prefix ? prefix : "vision_model.", err);
@@ -101,12 +99,8 @@ static int open_llm(struct model *m, struct parts *p, const struct model_options
     if (weights_begin(&w, p->st, m->dir, m->dev, err))
         return -1;
     int status = -1;
-    m->llm = calloc(1, sizeof *m->llm);
-    m->bridge = p->config.has_tower ? calloc(1, sizeof *m->bridge) : NULL;
-    if (!m->llm || (p->config.has_tower && !m->bridge)) {
-        fail(err, "out of memory");
-        goto cleanup;
-    }
+    m->llm = memory_take(1, sizeof *m->llm);
+    m->bridge = p->config.has_tower ? memory_take(1, sizeof *m->bridge) : NULL;
     if (llama_open(m->llm, &p->config.llm, o->layers, &w, &p->names, err))
         goto cleanup;
     if (m->bridge && llava_open(m->bridge, &p->config.llava, &p->config.clip, p->config.llm.C, &w, &p->names, err))
@@ -159,11 +153,7 @@ int model_open(struct model *m, struct device *dev, const char *dir, const struc
     memset(m, 0, sizeof *m);
     m->dev = dev;
     m->dir = path_join(NULL, dir);
-    m->state = calloc(1, sizeof *m->state);
-    if (!m->state) {
-        fail(err, "out of memory");
-        goto cleanup;
-    }
+    m->state = memory_take(1, sizeof *m->state);
     if (config_open(&p.config, dir, err) || safetensors_open(&p.st, dir, err))
         goto cleanup;
     weight_names_find(&p.names, p.st);
@@ -238,9 +228,7 @@ int model_upload_rows(struct model *m, struct llama_rows *rows, const struct bat
 {
     const int N = b->n_tokens, S = b->n_samples;
     const size_t n = (size_t)N, s = (size_t)S, count = 2 * n + 5 * s + 2;
-    int *host = malloc(count * sizeof *host);
-    if (!host)
-        return fail(err, "out of memory for an index of %d tokens", N);
+    int *host = memory_take(count, sizeof *host);
     int *position = host + n, *q_start = position + n, *starts = q_start + s + 1, *lengths = starts + s, *last = lengths + s, *one_each = last + s;
     memcpy(host, b->source, n * sizeof *host);
     memcpy(position, b->position, n * sizeof *host);
