@@ -9,7 +9,7 @@ out=build/gpu-bundle obj=build/bundle-obj
 command -v "${NVCC:-/usr/local/cuda/bin/nvcc}" >/dev/null || { echo "gpu-bundle: needs nvcc (CUDA 13)" >&2; exit 2; }
 commit=$(git rev-parse --short HEAD)$(git diff --quiet HEAD || echo +changes)
 static="-l:libjansson.a -l:libsqlite3.a -l:libjpeg.a -l:libpng16.a -l:libpcre2-8.a -l:libz.a -static-libgcc -static-libstdc++ -fopenmp -lm -ldl -lpthread -Wl,-rpath,\$ORIGIN/../lib"
-programs="$obj/cpu/stagediff $obj/cuda/stagediff $obj/cuda/bench"
+programs="$obj/cpu/stagediff $obj/cpu/tools/gpu_bundle/compare $obj/cuda/stagediff $obj/cuda/bench"
 for t in tests/kernels/test_*.c; do programs="$programs $obj/cuda/${t%.c}"; done
 make --no-print-directory -s -j"$(nproc)" B=$obj ARCH_FLAGS=-march=x86-64-v3 EXTRA_CFLAGS=-DSTAGEDIFF_NO_BLAS LIBS="$static" \
     GENCODE="-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80" \
@@ -19,10 +19,10 @@ rm -rf $out
 mkdir -p $out/bin $out/tests $out/lib $out/peers
 cp $obj/cpu/stagediff $out/bin/stagediff-cpu
 cp $obj/cuda/stagediff $out/bin/stagediff-cuda
-cp $obj/cuda/bench $out/bin/bench
+cp $obj/cuda/bench $obj/cpu/tools/gpu_bundle/compare $out/bin/
 cp $obj/cuda/tests/kernels/test_* $out/tests/
 rm -f $out/tests/*.o $out/tests/*.d $out/tests/*.log $out/tests/*.status
-strip $out/bin/* $out/tests/*
+strip --strip-debug $out/bin/* $out/tests/*
 cp -L "$(ldconfig -p | awk '/libcmocka.so.0/ { print $NF; exit }')" $out/lib/
 cp bench/peers/*.py $out/peers/
 mkdir -p $out/world/data/images $out/golden

@@ -68,7 +68,7 @@ if command -v nvidia-smi >/dev/null && timeout 20 nvidia-smi -L >/dev/null 2>&1;
     nvidia-smi -q >>"$log" 2>&1
 fi
 say "stagediff $(cat "$here/COMMIT") on: $gpu, driver $driver, clocks (sm, mem, max sm, power limit, C): $clocks"
-if ! part device 30 "$here/bin/bench" device --json; then
+if ! part device 30 "$here/bin/bench" rmsnorm_forward --json; then
     say "no device: nothing more can run here"
     finish
     exit 2
@@ -82,7 +82,7 @@ for t in "$here"/tests/test_*; do part "op $(basename "$t" | sed s/test_//)" 60 
 cd "$here/world" || exit 2
 part "world harvest cpu" 60 "$here/bin/stagediff-cpu" harvest --quiet --model vlm --data data/few.jsonl --points 'blocks.*.hook_resid_post,logits' --out "$work/cpu.safetensors"
 part "world harvest cuda" 60 "$here/bin/stagediff-cuda" harvest --quiet --model vlm --data data/few.jsonl --points 'blocks.*.hook_resid_post,logits' --out "$work/cuda.safetensors"
-part "world cuda against cpu" 30 "$here/bin/bench" compare "$work/cpu.safetensors" "$work/cuda.safetensors" --json
+part "world cuda against cpu" 30 "$here/bin/compare" "$work/cpu.safetensors" "$work/cuda.safetensors" "$here/golden/executors.json"
 for e in cpu cuda; do
     part "world SAE step $e" 60 "$here/bin/stagediff-$e" train --quiet --rows "$work/cpu.safetensors" --tensor 0/blocks.4.hook_resid_post \
         --random 1024 --k 16 --steps 20 --batch 64 --lr 1e-3 --no-shuffle --out "$work/sae-$e" && tail -1 "$work/sae-$e/metrics.jsonl" | tee -a "$summary"
