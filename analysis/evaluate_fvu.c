@@ -7,8 +7,9 @@
  *                 recon / (var + 1e-8): masked and padded positions enter var as zeros
  *   l0            positive codes a token;  dead_features: no positive code on any of these tokens, nor in the last train.dead_window
  *                 rows of training
- * Kept tokens are those of the regime. "base" is the base dictionary as its format defines it, on all tokens but bos; with pictures
- * "base_image" and "base_text" tell the two apart. */
+ * Kept tokens are those of the regime. "base" is the base dictionary as training starts from it (TopK with train.k, so that l0 is that of
+ * the others), on all tokens but bos; with pictures "base_image" and "base_text" tell the two apart; "base_native" is the base dictionary
+ * with its own activation function where that is another. */
 #include "analysis/train_job.h"
 #include "host/file.h"
 #include "host/safetensors.h"
@@ -20,7 +21,7 @@
 #include "kernels/activation.h"
 #include "kernels/sae_ops.h"
 
-enum { BATCH_SAMPLES = 8, CHUNK = 1024, MASKS = 3, MAX_SAES = REGIME_COUNT + MASKS };
+enum { BATCH_SAMPLES = 8, CHUNK = 1024, MASKS = 3, MAX_SUBJECTS = REGIME_COUNT + MASKS + 1 };
 static const enum regime mask_regime[MASKS] = {REGIME_FULL, REGIME_IMAGE, REGIME_TEXT};
 
 struct moments { /* of one layer and mask */
@@ -39,9 +40,9 @@ struct subject { /* one dictionary under one mask */
 };
 struct layer {
     int layer, n_saes, n_subjects;
-    struct sae saes[REGIME_COUNT + 1];
+    struct sae saes[REGIME_COUNT + 2];
     struct moments moments[MASKS];
-    struct subject subjects[MAX_SAES];
+    struct subject subjects[MAX_SUBJECTS];
 };
 struct evaluation {
     const struct run_config *c;
@@ -304,52 +305,63 @@ static int add_subject(struct evaluation *e, struct layer *l, struct sae *sae, c
     return u->energy && u->fired ? 0 : -1;
 }
 
-static int open_dictionary(struct evaluation *e, struct layer *l, char *path, struct error *err)
+/* topk: as training starts from it; else as its format defines it. *native: its own activation function is another. */
+static int open_dictionary(struct evaluation *e, struct layer *l, const char *path, bool topk, bool *native, struct error *err)
 {
     struct sae_host host;
+    int status = -1;
     if (!path || sae_load(&host, path, err))
         return -1;
+    *native = host.activation != SAE_TOPK || host.K != e->c->k;
     if (host.d != e->d)
         fail(err, "%s: expected a dictionary of width %d, found %d", path, e->d, host.d);
-    if (host.activation == SAE_TOPK && host.K == 0)
-        host.K = e->c->k;
-    int status = host.d != e->d ? -1 : sae_upload(&l->saes[l->n_saes], e->dev, &host, CHUNK, e->c->bf16_products, err);
+    else if (!topk || sae_make_topk(&host, e->c->k, err) == 0)
+        status = sae_upload(&l->saes[l->n_saes], e->dev, &host, CHUNK, e->c->bf16_products, err);
     sae_host_free(&host);
     l->n_saes += status == 0;
     return status;
 }
 
-static int open_layer(struct evaluation *e, struct layer *l, int layer, struct error *err)
+static int open_trained(struct evaluation *e, struct layer *l, enum regime r, struct error *err)
 {
     static const int mask_of[REGIME_COUNT] = {0, 1, 2, 0};
-    static const char *const base_names[MASKS] = {"base", "base_image", "base_text"};
+    char *path = run_sae_path(e->c, r, l->layer);
+    bool native;
+    int status = open_dictionary(e, l, path, false, &native, err);
+    if (status == 0)
+        status = add_subject(e, l, &l->saes[l->n_saes - 1], regime_names[r], mask_of[r], err);
+    if (status == 0 && !(l->subjects[l->n_subjects - 1].since = firing_load(path, l->saes[l->n_saes - 1].M, err)))
+        status = -1;
+    free(path);
+    return status;
+}
+
+static int open_base(struct evaluation *e, struct layer *l, struct error *err)
+{
+    static const char *const names[MASKS] = {"base", "base_image", "base_text"};
+    char *path = run_base_sae_path(e->c, l->layer, err);
+    bool native;
+    int status = open_dictionary(e, l, path, true, &native, err);
+    for (int m = 0; m < MASKS && status == 0; m++)
+        if (m == 0 || e->p->has_tower)
+            status = add_subject(e, l, &l->saes[l->n_saes - 1], names[m], m, err);
+    if (status == 0 && native)
+        status = open_dictionary(e, l, path, false, &native, err) || add_subject(e, l, &l->saes[l->n_saes - 1], "base_native", 0, err) ? -1 : 0;
+    free(path);
+    return status;
+}
+
+static int open_layer(struct evaluation *e, struct layer *l, int layer, struct error *err)
+{
     l->layer = layer;
     for (int m = 0; m < MASKS; m++) {
         l->moments[m].mean = memory_take((size_t)e->d, sizeof(double));
         l->moments[m].m2 = memory_take((size_t)e->d, sizeof(double));
     }
-    for (int r = 0; r < REGIME_COUNT; r++) {
-        if (!e->c->regimes[r])
-            continue;
-        char *path = run_sae_path(e->c, (enum regime)r, layer);
-        int status = open_dictionary(e, l, path, err);
-        if (status == 0)
-            status = add_subject(e, l, &l->saes[l->n_saes - 1], regime_names[r], mask_of[r], err);
-        if (status == 0 && !(l->subjects[l->n_subjects - 1].since = firing_load(path, l->saes[l->n_saes - 1].M, err)))
-            status = -1;
-        free(path);
-        if (status)
+    for (int r = 0; r < REGIME_COUNT; r++)
+        if (e->c->regimes[r] && open_trained(e, l, (enum regime)r, err))
             return -1;
-    }
-    if (!e->c->saes)
-        return 0;
-    char *path = run_base_sae_path(e->c, layer, err);
-    int status = open_dictionary(e, l, path, err);
-    free(path);
-    for (int m = 0; m < MASKS && status == 0; m++)
-        if (m == 0 || e->p->has_tower)
-            status = add_subject(e, l, &l->saes[l->n_saes - 1], base_names[m], m, err);
-    return status;
+    return e->c->saes ? open_base(e, l, err) : 0;
 }
 
 static void close_layer(struct evaluation *e, struct layer *l)

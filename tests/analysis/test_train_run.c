@@ -270,6 +270,8 @@ static void check_row(sqlite3 *db, const struct kept *k, const char *sae_path, i
     bool fired[TINY_M] = {false};
     if (sae_load(&s, sae_path, &err))
         fail_msg("%s", err.text);
+    if (strcmp(regime, "base_native"))
+        assert_int_equal(sae_make_topk(&s, TINY_K, &err), 0);
     for (int i = 0; i < k->n; i++)
         if (takes(mask, k->kinds[i])) {
             errors[i] = row_error(&s, k->x + i * d, &positive, fired);
@@ -328,6 +330,8 @@ static void test_figures(void **state)
         check_row(db, &k, path, l, "base", 0);
         check_row(db, &k, path, l, "base_image", 1);
         check_row(db, &k, path, l, "base_text", 2);
+        if (l == 1)
+            check_row(db, &k, path, l, "base_native", 0);
         free(path), free(k.x), free(k.kinds), free(k.sample);
     }
     sqlite3_close(db);
