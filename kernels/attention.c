@@ -106,9 +106,9 @@ struct scratch {
     float *q;      /* (D, R) queries, transposed and scaled */
     float *s;      /* (KEYS, R) scores, then probabilities */
     float *o;      /* (R, W) */
-    float *tile;   /* (KEYS, W) the last, padded tile of keys or values */
+    float *tile;   /* (KEYS, W) keys or values that need padding */
     float *top, *sum, *fade; /* (R) running maximum, denominator, exp(old maximum - new) */
-    int *query;              /* (R) r / group */
+    float *query;            /* (R) r / group */
 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -125,26 +125,47 @@ static void scratch_make(struct scratch *t, int rows, int group, int D) {
     t->top = t->tile + (size_t)KEYS * (size_t)W;
     t->sum = t->top + R;
     t->fade = t->sum + R;
-    t->query = (int *)(t->fade + R); /* int and float: same size and alignment */
-    for (int r = 0; r < R; r++) t->query[r] = r / group;
+    t->query = t->fade + R;
+    for (int r = 0; r < R; r++) t->query[r] = (float)(r / group);
 }
 
-/* The tile in place when whole and D fills the vectors, else a copy padded with zeros. */
-static const float *whole_tile(const struct scratch *t, const float *from, size_t *stride, int keys, int D) {
-    if (keys == KEYS && D == t->W) return from;
-    memset(t->tile, 0, (size_t)KEYS * (size_t)t->W * sizeof(float));
+/* The keys or values in place, or where D or their number needs padding a copy with zeros: `rows` rows of W. */
+static const float *tile_rows(const struct scratch *t, const float *from, size_t *stride, int keys, int rows, int D) {
+    if (keys == rows && D == t->W) return from;
+    memset(t->tile, 0, (size_t)rows * (size_t)t->W * sizeof(float));
     for (int j = 0; j < keys; j++) memcpy(t->tile + cpu_offset(j, t->W), from + (size_t)j * *stride, (size_t)D * sizeof(float));
     *stride = (size_t)t->W;
     return t->tile;
 }
 
-/* S^T from scores to probabilities against the new running maximum; row r sees keys j < seen0 + query[r] of this tile. */
+/* 2^x for x <= 0: the nearest integer into the exponent, polynomial of degree 6 in the rest; 0 below -126, NaN stays.
+ * Polynomial: exp_real's (cpu.h), coefficients times powers of ln 2. */
+static inline float exp2_negative(float x) {
+    const float low = -126.0f, magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float c = x < low ? low : x, shifted = c + magic, r = c - (shifted - magic);
+    float p = 1.5320992e-4f;
+    p = p * r + 1.3390275e-3f;
+    p = p * r + 9.6185276e-3f;
+    p = p * r + 5.5503620e-2f;
+    p = p * r + 2.4022648e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = p * r + 1.0f;
+    uint32_t bits, shift;
+    memcpy(&bits, &p, 4);
+    memcpy(&shift, &shifted, 4);
+    bits += shift << 23;
+    memcpy(&p, &bits, 4);
+    p = x < low ? 0.0f : p;
+    return x != x ? x : p;
+}
+
+/* S^T from scores (base 2) to probabilities against the new running maximum; row r sees keys j < seen0 + query[r] of this tile. */
 static void soften(const struct scratch *t, int keys, int seen0, bool mask) {
     float *restrict top = t->top, *restrict sum = t->sum, *restrict fade = t->fade;
     int R = t->R;
     for (int j = mask && seen0 > 0 ? seen0 : 0; mask && j < keys; j++) {
-        float *restrict s = t->s + cpu_offset(j, R);
-        for (int r = 0; r < R; r++) s[r] = j >= seen0 + t->query[r] ? -INFINITY : s[r];
+        float *restrict s = t->s + cpu_offset(j, R), past = (float)(j - seen0);
+        for (int r = 0; r < R; r++) s[r] = past >= t->query[r] ? -INFINITY : s[r];
     }
     for (int r = 0; r < R; r++) fade[r] = top[r];
     for (int j = 0; j < keys; j++) {
@@ -152,48 +173,48 @@ static void soften(const struct scratch *t, int keys, int seen0, bool mask) {
         for (int r = 0; r < R; r++) top[r] = s[r] > top[r] ? s[r] : top[r];
     }
     for (int r = 0; r < R; r++) {
-        fade[r] = exp_real(fade[r] - top[r]);
+        fade[r] = exp2_negative(fade[r] - top[r]);
         sum[r] *= fade[r];
     }
     for (int j = 0; j < keys; j++) {
         float *restrict s = t->s + cpu_offset(j, R);
         for (int r = 0; r < R; r++) {
-            s[r] = exp_real(s[r] - top[r]);
+            s[r] = exp2_negative(s[r] - top[r]);
             sum[r] += s[r];
         }
     }
-    if (keys < KEYS) memset(t->s + cpu_offset(keys, R), 0, (size_t)(KEYS - keys) * (size_t)R * sizeof(float));
 }
 
 /* `queries` queries of one kv head; q, z, lse at the first of them, k, v at the sequence's first key; the first query sees `seen` keys. */
 static void attend(const struct scratch *t, float *z, float *lse, const float *q, const float *k, const float *v, int queries, int keys, int seen, const struct shape *a) {
     int D = a->D, R = t->R, rows = queries * a->group;
+    float scale = a->scale * 1.44269504f; /* log2 e: softmax in base 2 */
     memset(t->q, 0, (size_t)D * (size_t)R * sizeof(float));
     for (int r = 0; r < rows; r++) {
         const float *from = q + (cpu_offset(r / a->group, a->H) + (size_t)(r % a->group)) * (size_t)D;
-        for (int d = 0; d < D; d++) t->q[cpu_offset(d, R) + (size_t)r] = from[d] * a->scale;
+        for (int d = 0; d < D; d++) t->q[cpu_offset(d, R) + (size_t)r] = from[d] * scale;
     }
     memset(t->o, 0, (size_t)R * (size_t)t->W * sizeof(float));
     for (int r = 0; r < R; r++) t->top[r] = -INFINITY, t->sum[r] = 0;
     int last = a->causal ? seen + queries - 1 : keys;
     for (int first = 0; first < last; first += KEYS) {
-        int here = last - first < KEYS ? last - first : KEYS;
+        int here = last - first < KEYS ? last - first : KEYS, tall = round_up(here, TALL);
         size_t row = (size_t)a->G * (size_t)D, stride = row;
-        const float *tile = whole_tile(t, k + (size_t)first * row, &stride, here, D);
-        memset(t->s, 0, (size_t)KEYS * (size_t)R * sizeof(float));
-        multiply(t->s, (size_t)R, tile, stride, 1, t->q, (size_t)R, KEYS, R, D);
+        const float *tile = tile_rows(t, k + (size_t)first * row, &stride, here, tall, D);
+        memset(t->s, 0, (size_t)tall * (size_t)R * sizeof(float));
+        multiply(t->s, (size_t)R, tile, stride, 1, t->q, (size_t)R, tall, R, D);
         soften(t, here, seen - first, a->causal && first + KEYS > seen);
         for (int r = 0; r < R && first; r++)
             for (int d = 0; d < t->W; d++) t->o[cpu_offset(r, t->W) + (size_t)d] *= t->fade[r];
         stride = row;
-        tile = whole_tile(t, v + (size_t)first * row, &stride, here, D);
-        multiply(t->o, (size_t)t->W, t->s, 1, (size_t)R, tile, stride, R, t->W, KEYS);
+        tile = tile_rows(t, v + (size_t)first * row, &stride, here, here, D);
+        multiply(t->o, (size_t)t->W, t->s, 1, (size_t)R, tile, stride, R, t->W, here);
     }
     for (int r = 0; r < rows; r++) {
         size_t at = cpu_offset(r / a->group, a->H) + (size_t)(r % a->group);
         float share = 1.0f / t->sum[r];
         for (int d = 0; d < D; d++) z[at * (size_t)D + (size_t)d] = t->o[cpu_offset(r, t->W) + (size_t)d] * share;
-        if (lse) lse[at] = t->top[r] + logf(t->sum[r]);
+        if (lse) lse[at] = (t->top[r] + log2f(t->sum[r])) * 0.693147181f;
     }
 }
 
