@@ -341,7 +341,9 @@ static int read_all(struct tokenizer *tok, const json_t *root, size_t file_bytes
         return fail(err, "%s: no JSON object", tok->path);
     if (read_model(tok, json_object_get(root, "model"), json_object_get(root, "added_tokens"), file_bytes, err))
         return -1;
-    if (normalizer && !json_is_null(normalizer))
+    const json_t *inner = json_object_get(normalizer, "normalizers");
+    bool nothing = json_is_array(inner) && !json_array_size(inner); /* an empty Sequence */
+    if (normalizer && !json_is_null(normalizer) && !nothing)
         return fail(err, "%s: the normalizer %s is not supported; byte-level tokenizers without one are", tok->path, type_of(normalizer));
     if (!json_is_object(pre))
         return fail(err, "%s: no pre-tokenizer; byte-level BPE has ByteLevel", tok->path);

@@ -199,6 +199,7 @@ static void test_refused(void **state)
     refused("{\"model\": {\"merges\": [[\"q\", \"\\u0416\"]]}}", "merges[0]");
     refused("{\"model\": {\"merges\": [5]}}", "merges[0]");
     refused("{\"normalizer\": {\"type\": \"NFC\"}}", "NFC");
+    refused("{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]}}", "normalizer Sequence");
     refused("{\"pre_tokenizer\": {\"type\": \"Metaspace\"}}", "Metaspace");
     refused("{\"pre_tokenizer\": null}", "pre-tokenizer");
     refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\"}]}}", "pattern");
