@@ -120,6 +120,8 @@ static void install_handlers(void)
     signal(SIGTERM, on_fatal);
     signal(SIGABRT, on_fatal);
     signal(SIGBUS, on_fatal);
+    if (signal(SIGHUP, on_fatal) == SIG_IGN) /* nohup */
+        signal(SIGHUP, SIG_IGN);
 }
 
 int main(int argc, char **argv)
