@@ -3,12 +3,15 @@
 
 #include <omp.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "kernels/device_internal.h"
 #include "kernels/variant.h"
 
-enum { ALIGNMENT = 256 };
+/* From HUGE_BYTES on, tensors lie on 2 MiB pages where the system gives them: rows fetched by index otherwise miss the
+ * TLB each time (decode 18 % faster, Adam 10 %; bench/LOG.md). */
+enum { ALIGNMENT = 256, HUGE_BYTES = 2 << 20 };
 
 struct device *device_open(int index, int threads, char *why, size_t why_bytes) {
     if (index != 0 || threads < 0) {
@@ -38,9 +41,11 @@ size_t device_memory_free(const struct device *dev) {
 
 void *device_alloc(struct device *dev, size_t bytes) {
     (void)dev;
-    if (bytes > SIZE_MAX - ALIGNMENT) return NULL;
-    size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    void *p = aligned_alloc(ALIGNMENT, whole ? whole : ALIGNMENT);
+    const size_t alignment = bytes >= HUGE_BYTES ? HUGE_BYTES : ALIGNMENT;
+    if (bytes > SIZE_MAX - alignment) return NULL;
+    size_t whole = (bytes + alignment - 1) / alignment * alignment;
+    void *p = aligned_alloc(alignment, whole ? whole : alignment);
+    if (p && alignment == HUGE_BYTES) madvise(p, whole, MADV_HUGEPAGE); /* advice: it may fail */
 #ifdef STAGEDIFF_POISON
     if (p) memset(p, 0xFF, whole); /* NaN */
 #endif

@@ -44,11 +44,6 @@ static inline void sae_gather_add(real_t *restrict sum, struct sae_gather *g, co
     if (g->count == SAE_GATHER) sae_gather_flush(sum, g, d);
 }
 
-/* A gathered row is a few KB at an address nobody can guess: ask for it before its turn. */
-static inline void sae_prefetch_row(const real_t *row, int d) {
-    for (int i = 0; i < d; i += 64 / (int)sizeof(real_t)) __builtin_prefetch(row + i, 0, 3);
-}
-
 #ifndef STAGEDIFF_REF
 /* ---- sae_product.c: two products of rows of x with rows of E ----
  *
