@@ -84,14 +84,17 @@ int clip_open(struct clip *m, const struct clip_config *config, struct weights *
     m->config = *config;
     m->patches = (config->S / config->P) * (config->S / config->P);
     m->layer = memory_take((size_t)config->L, sizeof *m->layer);
-    if (w->dev) {
-        struct arena a = {0};
-        layout_weights(m, &a);
-        if (buffer_reserve(&m->weights, w->dev, a.used, "the vision tower's weights", err))
-            return -1;
-        a = (struct arena){.base = m->weights.data};
-        layout_weights(m, &a);
-    }
+    w->checking = true;
+    place_weights(m, w, prefix);
+    w->checking = false;
+    if (w->faults || !w->dev)
+        return w->faults ? -1 : 0;
+    struct arena a = {0};
+    layout_weights(m, &a);
+    if (buffer_reserve(&m->weights, w->dev, a.used, "the vision tower's weights", err))
+        return -1;
+    a = (struct arena){.base = m->weights.data};
+    layout_weights(m, &a);
     place_weights(m, w, prefix);
     return w->faults ? -1 : 0;
 }

@@ -105,10 +105,10 @@ cleanup:
 
 static struct option options[] = {
     MODEL_OPTIONS,
-    {.name = "--image", .type = OPTION_TEXT, .help = "picture, JPEG or PNG"},
+    {.name = "--image", .value = "FILE", .type = OPTION_TEXT, .help = "picture, JPEG or PNG"},
     {.name = "--prompt", .type = OPTION_TEXT, .help = "text used as it is; <image> marks where the picture goes"},
     {.name = "--question", .type = OPTION_TEXT, .help = "a question, put into the checkpoint's conversation template"},
-    {.name = "--data", .type = OPTION_TEXT, .help = "samples, one JSON object a line (docs/cli.md)"},
+    {.name = "--data", .value = "FILE.jsonl", .type = OPTION_TEXT, .help = "samples, one JSON object a line (docs/cli.md)"},
     {.name = "--max-new-tokens", .type = OPTION_INT, .low = 1, .high = 1 << 20, .fallback = "128", .help = "longest answer in tokens"},
     {.name = "--json", .type = OPTION_FLAG, .help = "one JSON object a sample: id, prompt_ids, ids, text, stopped"},
     {.name = NULL},

@@ -211,9 +211,9 @@ cleanup:
 
 static struct option options[] = {
     MODEL_OPTIONS,
-    {.name = "--data", .type = OPTION_TEXT, .required = true, .help = "samples, one JSON object a line (docs/cli.md)"},
-    {.name = "--points", .type = OPTION_TEXT, .required = true, .help = "comma-separated points; * for all layers"},
-    {.name = "--out", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
+    {.name = "--data", .value = "FILE.jsonl", .type = OPTION_TEXT, .required = true, .help = "samples, one JSON object a line (docs/cli.md)"},
+    {.name = "--points", .value = "P,...", .type = OPTION_TEXT, .required = true, .help = "comma-separated points; * for all layers"},
+    {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
     {.name = "--last-only", .type = OPTION_FLAG, .help = "keep the last position of each tensor only"},
     {.name = NULL},
 };

@@ -224,7 +224,7 @@ static int run(const struct command *self, struct error *err)
 
 static struct option options[] = {
     {.name = "PATH", .type = OPTION_TEXT, .required = true, .help = "folder of a checkpoint, or folder or file of a sparse dictionary"},
-    {.name = "--vision-tower", .type = OPTION_TEXT, .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},
+    {.name = "--vision-tower", .value = "DIR", .type = OPTION_TEXT, .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},
     {.name = "--json", .type = OPTION_FLAG, .help = "kind, format, dims, parameters, dtypes, bytes, files, problems as one JSON object"},
     {.name = NULL},
 };

@@ -73,15 +73,18 @@ int llama_open(struct llama *m, const struct llama_config *config, int layers, s
     m->layers = layers > 0 && layers < config->L ? layers : config->L;
     const bool whole = m->layers == config->L;
     m->layer = memory_take((size_t)m->layers, sizeof *m->layer);
-    if (w->dev) {
-        struct arena a = {0};
-        const bool own_head = names->head || !config->tied;
-        layout_weights(m, &a, whole, own_head);
-        if (buffer_reserve(&m->weights, w->dev, a.used, "the language model's weights", err))
-            return -1;
-        a = (struct arena){.base = m->weights.data};
-        layout_weights(m, &a, whole, own_head);
-    }
+    w->checking = true;
+    place_weights(m, w, names, whole);
+    w->checking = false;
+    if (w->faults || !w->dev)
+        return w->faults ? -1 : 0;
+    struct arena a = {0};
+    const bool own_head = names->head || !config->tied;
+    layout_weights(m, &a, whole, own_head);
+    if (buffer_reserve(&m->weights, w->dev, a.used, "the language model's weights", err))
+        return -1;
+    a = (struct arena){.base = m->weights.data};
+    layout_weights(m, &a, whole, own_head);
     place_weights(m, w, names, whole);
     return w->faults ? -1 : 0;
 }

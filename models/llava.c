@@ -37,14 +37,17 @@ int llava_open(struct llava *m, const struct llava_config *config, const struct 
     m->in = tower->C;
     m->out = C;
     m->rows = side * side + (config->class_row ? 1 : 0);
-    if (w->dev) {
-        struct arena a = {0};
-        layout_weights(m, &a);
-        if (buffer_reserve(&m->weights, w->dev, a.used, "the projector's weights", err))
-            return -1;
-        a = (struct arena){.base = m->weights.data};
-        layout_weights(m, &a);
-    }
+    w->checking = true;
+    place_weights(m, w, names);
+    w->checking = false;
+    if (w->faults || !w->dev)
+        return w->faults ? -1 : 0;
+    struct arena a = {0};
+    layout_weights(m, &a);
+    if (buffer_reserve(&m->weights, w->dev, a.used, "the projector's weights", err))
+        return -1;
+    a = (struct arena){.base = m->weights.data};
+    layout_weights(m, &a);
     place_weights(m, w, names);
     return w->faults ? -1 : 0;
 }

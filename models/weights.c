@@ -124,6 +124,6 @@ void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape
         fault(w, &why);
         return;
     }
-    if (w->dev && !w->faults)
+    if (w->dev && !w->checking && !w->faults)
         upload(w, dst, t);
 }

@@ -15,7 +15,7 @@ struct weight_names {
 };
 void weight_names_find(struct weight_names *names, const struct safetensors *st);
 
-struct weights { /* a walk over tensors; checked only (dst pointers unused) when dev is NULL */
+struct weights { /* a walk over tensors; checked only (dst pointers unused) when dev is NULL or checking */
     const struct safetensors *st;
     const char *path;      /* folder, for messages */
     struct device *dev;
@@ -23,6 +23,7 @@ struct weights { /* a walk over tensors; checked only (dst pointers unused) when
     real_t *staging;       /* the same on the device, where act_t is not f32 */
     struct error *err;     /* first fault */
     int faults;
+    bool checking;         /* loaders walk once with this set, before memory is taken for what a config claims */
     void (*report)(void *context, const char *sentence); /* check only: every fault; NULL: none */
     void *context;
 };
