@@ -189,11 +189,11 @@ done:
 }
 
 static struct option options[] = {
-    {.name = "--sae", .type = OPTION_TEXT, .required = true, .help = "the dictionary: a Llama Scope or SAELens folder"},
-    {.name = "--in", .type = OPTION_TEXT, .required = true, .help = "safetensors file with the rows"},
-    {.name = "--tensor", .type = OPTION_TEXT, .required = true, .help = "name of the tensor in it: (N, d) or (.., d), any float type"},
+    {.name = "--sae", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "the dictionary: a Llama Scope or SAELens folder"},
+    {.name = "--in", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file with the rows"},
+    {.name = "--tensor", .value = "NAME", .type = OPTION_TEXT, .required = true, .help = "name of the tensor in it: (N, d) or (.., d), any float type"},
     {.name = "--k", .type = OPTION_INT, .low = 1, .high = 1 << 20, .help = "active features of a TopK dictionary whose files do not say"},
-    {.name = "--out", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
+    {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
     {.name = NULL},
 };
 

@@ -78,9 +78,9 @@ static int run(const struct command *self, struct error *err)
 
 static struct option options[] = {
     {.name = "CONFIG", .type = OPTION_TEXT, .help = "the run's CONFIG.json (docs/config.md): streams samples through the model"},
-    {.name = "--rows", .type = OPTION_TEXT, .help = "instead: safetensors file with rows of activations"},
-    {.name = "--tensor", .type = OPTION_TEXT, .help = "name of the tensor in it, (N, d) or (.., d)"},
-    {.name = "--sae", .type = OPTION_TEXT, .help = "start from this dictionary (Llama Scope or SAELens folder)"},
+    {.name = "--rows", .value = "FILE", .type = OPTION_TEXT, .help = "instead: safetensors file with rows of activations"},
+    {.name = "--tensor", .value = "NAME", .type = OPTION_TEXT, .help = "name of the tensor in it, (N, d) or (.., d)"},
+    {.name = "--sae", .value = "DIR", .type = OPTION_TEXT, .help = "start from this dictionary (Llama Scope or SAELens folder)"},
     {.name = "--random", .type = OPTION_INT, .low = 1, .high = 1 << 26, .help = "start from so many random features"},
     {.name = "--k", .type = OPTION_INT, .low = 1, .high = 1 << 20, .help = "active features of a row; without it the start's own, else 50"},
     {.name = "--steps", .type = OPTION_INT, .low = 1, .high = 1e12, .help = "optimizer steps"},
@@ -88,10 +88,10 @@ static struct option options[] = {
     {.name = "--lr", .type = OPTION_REAL, .low = 0, .high = 1e6, .help = "Adam's learning rate"},
     {.name = "--no-shuffle", .type = OPTION_FLAG, .help = "batch s is rows [sB, (s+1)B) modulo N"},
     {.name = "--seed", .type = OPTION_INT, .low = 0, .high = 9007199254740992.0, .fallback = "0", .help = "of the shuffle and the random start"},
-    {.name = "--unit-norm-decoder", .type = OPTION_TEXT, .fallback = "on", .help = "on or off: decoder rows set to unit norm after each step"},
+    {.name = "--unit-norm-decoder", .value = "ON/OFF", .type = OPTION_TEXT, .fallback = "on", .help = "on or off: decoder rows set to unit norm after each step"},
     {.name = "--remove-parallel", .type = OPTION_FLAG, .help = "take the part along a decoder row from its gradient before Adam"},
-    {.name = "--products", .type = OPTION_TEXT, .fallback = "f32", .help = "f32 or bf16: operands of the encoder's product"},
-    {.name = "--out", .type = OPTION_TEXT, .help = "folder of the trained dictionary (SAELens layout) and metrics.jsonl"},
+    {.name = "--products", .value = "TYPE", .type = OPTION_TEXT, .fallback = "f32", .help = "f32 or bf16: operands of the encoder's product"},
+    {.name = "--out", .value = "DIR", .type = OPTION_TEXT, .help = "folder of the trained dictionary (SAELens layout) and metrics.jsonl"},
     {.name = NULL},
 };
 

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 
 static struct option options[] = {
-    {.name = "--model", .type = OPTION_TEXT, .required = true, .help = "checkpoint folder (LLaVA or CLIP)"},
-    {.name = "--image", .type = OPTION_LIST, .required = true, .help = "JPEG or PNG file"},
-    {.name = "--out", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
-    {.name = "--vision-tower", .type = OPTION_TEXT, .help = "folder of the vision tower, where it is not beside the model"},
+    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "checkpoint folder (LLaVA or CLIP)"},
+    {.name = "--image", .value = "FILE", .type = OPTION_LIST, .required = true, .help = "JPEG or PNG file"},
+    {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
+    {.name = "--vision-tower", .value = "DIR", .type = OPTION_TEXT, .help = "folder of the vision tower, where it is not beside the model"},
     {.name = NULL},
 };
 

@@ -9,10 +9,10 @@
 
 /* ---- tokenize ---- */
 static struct option tokenize_options[] = {
-    {.name = "--model", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json"},
+    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json"},
     {.name = "--text", .type = OPTION_TEXT, .help = "the text itself"},
-    {.name = "--in", .type = OPTION_TEXT, .help = "JSON lines {\"text\": ...}, instead of --text"},
-    {.name = "--out", .type = OPTION_TEXT, .help = "where the result goes; stdout when absent"},
+    {.name = "--in", .value = "FILE", .type = OPTION_TEXT, .help = "JSON lines {\"text\": ...}, instead of --text"},
+    {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .help = "where the result goes; stdout when absent"},
     {.name = "--no-special", .type = OPTION_FLAG, .help = "do not add the special tokens (BOS) that the tokenizer adds by itself"},
     {.name = "--json", .type = OPTION_FLAG, .help = "accepted; the output is JSON in any case"},
     {.name = NULL},
@@ -117,8 +117,8 @@ struct command command_tokenize = {
 
 /* ---- detokenize ---- */
 static struct option detokenize_options[] = {
-    {.name = "--model", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json"},
-    {.name = "--ids", .type = OPTION_TEXT, .required = true, .help = "token ids, separated by commas"},
+    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json"},
+    {.name = "--ids", .value = "1,2,...", .type = OPTION_TEXT, .required = true, .help = "token ids, separated by commas"},
     {.name = NULL},
 };
 

@@ -148,8 +148,11 @@ static void set_defaults(struct command *cmd, struct option *table)
 static void describe(const struct option *o)
 {
     char left[64];
-    const char *value = o->type == OPTION_FLAG || is_positional(o) ? "" : o->type == OPTION_INT ? " N" : o->type == OPTION_REAL ? " X" : " VALUE";
-    snprintf(left, sizeof left, "%s%s", o->name, value);
+    const char *value = o->value ? o->value : o->type == OPTION_INT ? "N" : o->type == OPTION_REAL ? "X" : "TEXT";
+    if (o->type == OPTION_FLAG || is_positional(o))
+        snprintf(left, sizeof left, "%s", o->name);
+    else
+        snprintf(left, sizeof left, "%s %s", o->name, value);
     printf("  %-26s %s", left, o->help ? o->help : "");
     if (o->type == OPTION_LIST)
         printf(" (may be repeated)");

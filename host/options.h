@@ -12,6 +12,7 @@ struct option {
     const char *fallback; /* default as text, NULL: none */
     bool required;
     const char *help;
+    const char *value;    /* what --help calls the value: "DIR", "FILE"; NULL: by the type */
     /* filled by options_parse */
     bool given;
     double number;         /* INT, REAL; FLAG: 0 or 1 */
