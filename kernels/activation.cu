@@ -5,15 +5,19 @@
 enum unary { QUICK_GELU, GELU };
 
 template <int KIND> __device__ __forceinline__ float unary_value(float x) {
-    if constexpr (KIND == QUICK_GELU) return x / (1.0f + __expf(-1.702f * x));
-    else return x * erfcf(x * -0.70710678f) * 0.5f; /* 1 + erf without its cancellation at x < 0 */
+    if constexpr (KIND == QUICK_GELU)
+        return x / (1.0f + __expf(-1.702f * x));
+    else
+        return x * erfcf(x * -0.70710678f) * 0.5f; /* 1 + erf without its cancellation at x < 0 */
 }
 
 /* The walk that all elementwise kernels share: the grid in strides over items of W, then the last n % W one by one. */
-#define FOR_ITEMS(i, n, W) \
-    for (size_t i = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * (W); i + (W) <= (n); i += static_cast<size_t>(gridDim.x) * blockDim.x * (W))
-#define FOR_REST(i, n, W) \
-    for (size_t i = (n) / (W) * (W) + static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < (n); i += static_cast<size_t>(gridDim.x) * blockDim.x)
+#define FOR_ITEMS(i, n, W)                                                                                                                 \
+    for (size_t i = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * (W); i + (W) <= (n);                                    \
+         i += static_cast<size_t>(gridDim.x) * blockDim.x * (W))
+#define FOR_REST(i, n, W)                                                                                                                  \
+    for (size_t i = (n) / (W) * (W) + static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < (n);                                 \
+         i += static_cast<size_t>(gridDim.x) * blockDim.x)
 
 template <int KIND, int W> __global__ void __launch_bounds__(256) unary_forward_kernel(__nv_bfloat16 *y, const __nv_bfloat16 *x, size_t n) {
     FOR_ITEMS(i, n, W) {
@@ -25,7 +29,8 @@ template <int KIND, int W> __global__ void __launch_bounds__(256) unary_forward_
     FOR_REST(i, n, W) y[i] = __float2bfloat16(unary_value<KIND>(__bfloat162float(x[i])));
 }
 
-template <int W> __global__ void __launch_bounds__(256) residual_add_kernel(__nv_bfloat16 *y, const __nv_bfloat16 *a, const __nv_bfloat16 *b, size_t n) {
+template <int W> __global__ void __launch_bounds__(256)
+    residual_add_kernel(__nv_bfloat16 *y, const __nv_bfloat16 *a, const __nv_bfloat16 *b, size_t n) {
     FOR_ITEMS(i, n, W) {
         float u[W], v[W];
         vec_load<W>(u, a + i);
@@ -37,7 +42,8 @@ template <int W> __global__ void __launch_bounds__(256) residual_add_kernel(__nv
 }
 
 /* Storage conversion in either direction. */
-template <class To, class From, int W> __global__ void __launch_bounds__(256) convert_kernel(To *__restrict__ y, const From *__restrict__ x, size_t n) {
+template <class To, class From, int W> __global__ void __launch_bounds__(256)
+    convert_kernel(To *__restrict__ y, const From *__restrict__ x, size_t n) {
     FOR_ITEMS(i, n, W) {
         float v[W];
         vec_load<W>(v, x + i);
@@ -51,7 +57,8 @@ template <class To, class From, int W> __global__ void __launch_bounds__(256) co
 }
 
 /* One block per row. The product is formed in f32 and rounded once. */
-template <int W> __global__ void __launch_bounds__(256) swiglu_forward_kernel(__nv_bfloat16 *__restrict__ y, const __nv_bfloat16 *__restrict__ gate_up, int F) {
+template <int W> __global__ void __launch_bounds__(256)
+    swiglu_forward_kernel(__nv_bfloat16 *__restrict__ y, const __nv_bfloat16 *__restrict__ gate_up, int F) {
     const __nv_bfloat16 *gate = gate_up + static_cast<size_t>(blockIdx.x) * 2 * F, *up = gate + F;
     __nv_bfloat16 *out = y + static_cast<size_t>(blockIdx.x) * F;
     for (int f = static_cast<int>(threadIdx.x) * W; f < F; f += static_cast<int>(blockDim.x) * W) {
@@ -64,7 +71,8 @@ template <int W> __global__ void __launch_bounds__(256) swiglu_forward_kernel(__
 }
 
 /* One block per row of the result. */
-template <int W> __global__ void __launch_bounds__(256) gather_rows_kernel(__nv_bfloat16 *__restrict__ y, const __nv_bfloat16 *__restrict__ x, const int *__restrict__ index, int C) {
+template <int W> __global__ void __launch_bounds__(256)
+    gather_rows_kernel(__nv_bfloat16 *__restrict__ y, const __nv_bfloat16 *__restrict__ x, const int *__restrict__ index, int C) {
     const __nv_bfloat16 *from = x + static_cast<size_t>(index[blockIdx.x]) * C;
     __nv_bfloat16 *to = y + static_cast<size_t>(blockIdx.x) * C;
     for (int c = static_cast<int>(threadIdx.x) * W; c < C; c += static_cast<int>(blockDim.x) * W) vec_copy<W>(to + c, from + c);
@@ -72,42 +80,56 @@ template <int W> __global__ void __launch_bounds__(256) gather_rows_kernel(__nv_
 
 void swiglu_forward(struct device *dev, bf16 *y, const bf16 *gate_up, int N, int F) {
     if (N <= 0) return;
-    if (F % 8 == 0 && vec_aligned(y, gate_up)) LAUNCH((swiglu_forward_kernel<8>), N, row_threads(F / 8, 256), 0, dev->stream, y, gate_up, F);
-    else LAUNCH((swiglu_forward_kernel<1>), N, row_threads(F, 256), 0, dev->stream, y, gate_up, F);
+    if (F % 8 == 0 && vec_aligned(y, gate_up))
+        LAUNCH((swiglu_forward_kernel<8>), N, row_threads(F / 8, 256), 0, dev->stream, y, gate_up, F);
+    else
+        LAUNCH((swiglu_forward_kernel<1>), N, row_threads(F, 256), 0, dev->stream, y, gate_up, F);
 }
 
 void quick_gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {
     if (n == 0) return;
-    if (vec_aligned(y, x)) LAUNCH((unary_forward_kernel<QUICK_GELU, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
-    else LAUNCH((unary_forward_kernel<QUICK_GELU, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
+    if (vec_aligned(y, x))
+        LAUNCH((unary_forward_kernel<QUICK_GELU, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
+    else
+        LAUNCH((unary_forward_kernel<QUICK_GELU, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
 }
 
 void gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {
     if (n == 0) return;
-    if (vec_aligned(y, x)) LAUNCH((unary_forward_kernel<GELU, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
-    else LAUNCH((unary_forward_kernel<GELU, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
+    if (vec_aligned(y, x))
+        LAUNCH((unary_forward_kernel<GELU, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
+    else
+        LAUNCH((unary_forward_kernel<GELU, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
 }
 
 void residual_add(struct device *dev, bf16 *y, const bf16 *a, const bf16 *b, size_t n) {
     if (n == 0) return;
-    if (vec_aligned(y, a, b)) LAUNCH((residual_add_kernel<8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, a, b, n);
-    else LAUNCH((residual_add_kernel<1>), grid_for(n), 256, 0, dev->stream, y, a, b, n);
+    if (vec_aligned(y, a, b))
+        LAUNCH((residual_add_kernel<8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, a, b, n);
+    else
+        LAUNCH((residual_add_kernel<1>), grid_for(n), 256, 0, dev->stream, y, a, b, n);
 }
 
 void gather_rows(struct device *dev, bf16 *y, const bf16 *x, const int *index, int n, int C) {
     if (n <= 0) return;
-    if (C % 8 == 0 && vec_aligned(y, x)) LAUNCH((gather_rows_kernel<8>), n, row_threads(C / 8, 256), 0, dev->stream, y, x, index, C);
-    else LAUNCH((gather_rows_kernel<1>), n, row_threads(C, 256), 0, dev->stream, y, x, index, C);
+    if (C % 8 == 0 && vec_aligned(y, x))
+        LAUNCH((gather_rows_kernel<8>), n, row_threads(C / 8, 256), 0, dev->stream, y, x, index, C);
+    else
+        LAUNCH((gather_rows_kernel<1>), n, row_threads(C, 256), 0, dev->stream, y, x, index, C);
 }
 
 void act_from_real(struct device *dev, bf16 *y, const float *x, size_t n) {
     if (n == 0) return;
-    if (vec_aligned(y, x)) LAUNCH((convert_kernel<__nv_bfloat16, float, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
-    else LAUNCH((convert_kernel<__nv_bfloat16, float, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
+    if (vec_aligned(y, x))
+        LAUNCH((convert_kernel<__nv_bfloat16, float, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
+    else
+        LAUNCH((convert_kernel<__nv_bfloat16, float, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
 }
 
 void real_from_act(struct device *dev, float *y, const bf16 *x, size_t n) {
     if (n == 0) return;
-    if (vec_aligned(y, x)) LAUNCH((convert_kernel<float, __nv_bfloat16, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
-    else LAUNCH((convert_kernel<float, __nv_bfloat16, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
+    if (vec_aligned(y, x))
+        LAUNCH((convert_kernel<float, __nv_bfloat16, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
+    else
+        LAUNCH((convert_kernel<float, __nv_bfloat16, 1>), grid_for(n), 256, 0, dev->stream, y, x, n);
 }

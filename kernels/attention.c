@@ -18,7 +18,8 @@ struct shape {
 #ifdef STAGEDIFF_REF
 
 /* One query row: scores, softmax, weighted sum; score [tmp] (keys). */
-static void attend(double *z, double *lse, const double *q, const double *k, const double *v, double *score, int keys, const struct shape *a) {
+static void attend(double *z, double *lse, const double *q, const double *k, const double *v, double *score, int keys,
+                   const struct shape *a) {
     size_t stride = (size_t)a->G * (size_t)a->D;
     double top = -INFINITY, sum = 0;
     for (int j = 0; j < keys; j++) {
@@ -37,7 +38,8 @@ static void attend(double *z, double *lse, const double *q, const double *k, con
     if (lse) *lse = top + log(sum);
 }
 
-static void attend_sequence(double *z, double *lse, const double *q, const double *k, const double *v, int queries, int keys, const struct shape *a) {
+static void attend_sequence(double *z, double *lse, const double *q, const double *k, const double *v, int queries, int keys,
+                            const struct shape *a) {
 #pragma omp parallel for schedule(static) collapse(2)
     for (int i = 0; i < queries; i++)
         for (int h = 0; h < a->H; h++) {
@@ -50,11 +52,13 @@ static void attend_sequence(double *z, double *lse, const double *q, const doubl
         }
 }
 
-static void attend_all(double *z, double *lse, const double *q, const double *k, const double *v, const int *q_start, const int *k_start, const int *k_length, int S, int max_q, const struct shape *a) {
+static void attend_all(double *z, double *lse, const double *q, const double *k, const double *v, const int *q_start, const int *k_start,
+                       const int *k_length, int S, int max_q, const struct shape *a) {
     (void)max_q;
     for (int s = 0; s < S; s++) {
         size_t row = (size_t)q_start[s] * (size_t)a->H, key = cpu_offset(k_start[s], a->G) * (size_t)a->D;
-        attend_sequence(z + row * (size_t)a->D, lse ? lse + row : NULL, q + row * (size_t)a->D, k + key, v + key, q_start[s + 1] - q_start[s], k_length[s], a);
+        attend_sequence(z + row * (size_t)a->D, lse ? lse + row : NULL, q + row * (size_t)a->D, k + key, v + key,
+                        q_start[s + 1] - q_start[s], k_length[s], a);
     }
 }
 
@@ -65,7 +69,8 @@ typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias
 
 /* c (TALL, vectors*LANES) += a (TALL, k) b (k, vectors*LANES); a at strides (a_row, a_k), rows of b and c at ldb, ldc.
  * All TALL * vectors accumulators stay in registers. */
-static inline __attribute__((always_inline)) void block(float *c, size_t ldc, const float *a, size_t a_row, size_t a_k, const float *b, size_t ldb, int k, const int vectors) {
+static inline __attribute__((always_inline)) void block(float *c, size_t ldc, const float *a, size_t a_row, size_t a_k, const float *b,
+                                                        size_t ldb, int k, const int vectors) {
     lanes sum[TALL][2];
 #pragma GCC unroll 8
     for (int i = 0; i < TALL; i++) {
@@ -95,18 +100,20 @@ static void multiply(float *c, size_t ldc, const float *a, size_t a_row, size_t 
     for (int j = 0; j < n; j += 2 * LANES)
         for (int i = 0; i < m; i += TALL) {
             float *to = c + (size_t)i * ldc + j;
-            if (j + 2 * LANES <= n) block(to, ldc, a + (size_t)i * a_row, a_row, a_k, b + j, ldb, k, 2);
-            else block(to, ldc, a + (size_t)i * a_row, a_row, a_k, b + j, ldb, k, 1);
+            if (j + 2 * LANES <= n)
+                block(to, ldc, a + (size_t)i * a_row, a_row, a_k, b + j, ldb, k, 2);
+            else
+                block(to, ldc, a + (size_t)i * a_row, a_row, a_k, b + j, ldb, k, 1);
         }
 }
 
 /* One thread's scratch. R rows and W columns are rows and D rounded up to LANES. */
 struct scratch {
     int R, W;
-    float *q;      /* (D, R) queries, transposed and scaled */
-    float *s;      /* (KEYS, R) scores, then probabilities */
-    float *o;      /* (R, W) */
-    float *tile;   /* (KEYS, W) keys or values that need padding */
+    float *q;                /* (D, R) queries, transposed and scaled */
+    float *s;                /* (KEYS, R) scores, then probabilities */
+    float *o;                /* (R, W) */
+    float *tile;             /* (KEYS, W) keys or values that need padding */
     float *top, *sum, *fade; /* (R) running maximum, denominator, exp(old maximum - new) */
     float *query;            /* (R) r / group */
 };
@@ -186,7 +193,8 @@ static void soften(const struct scratch *t, int keys, int seen0, bool mask) {
 }
 
 /* `queries` queries of one kv head; q, z, lse at the first of them, k, v at the sequence's first key; the first query sees `seen` keys. */
-static void attend(const struct scratch *t, float *z, float *lse, const float *q, const float *k, const float *v, int queries, int keys, int seen, const struct shape *a) {
+static void attend(const struct scratch *t, float *z, float *lse, const float *q, const float *k, const float *v, int queries, int keys,
+                   int seen, const struct shape *a) {
     int D = a->D, R = t->R, rows = queries * a->group;
     float scale = a->scale * 1.44269504f; /* log2 e: softmax in base 2 */
     memset(t->q, 0, (size_t)D * (size_t)R * sizeof(float));
@@ -218,7 +226,8 @@ static void attend(const struct scratch *t, float *z, float *lse, const float *q
     }
 }
 
-static void attend_all(float *z, float *lse, const float *q, const float *k, const float *v, const int *q_start, const int *k_start, const int *k_length, int S, int max_q, const struct shape *a) {
+static void attend_all(float *z, float *lse, const float *q, const float *k, const float *v, const int *q_start, const int *k_start,
+                       const int *k_length, int S, int max_q, const struct shape *a) {
     int span = ROWS / a->group > 0 ? ROWS / a->group : 1; /* queries of a task */
     if (span > max_q) span = max_q;
     int blocks = (max_q + span - 1) / span, tasks = S * a->G * blocks;
@@ -233,7 +242,8 @@ static void attend_all(float *z, float *lse, const float *q, const float *k, con
             if (queries <= 0) continue;
             int seen = a->causal ? keys - queries + 1 : keys;
             if (queries > span) queries = span;
-            size_t row = cpu_offset(q_start[s] + i, a->H) + (size_t)(g * a->group), key = (cpu_offset(k_start[s], a->G) + (size_t)g) * (size_t)a->D;
+            size_t row = cpu_offset(q_start[s] + i, a->H) + (size_t)(g * a->group),
+                   key = (cpu_offset(k_start[s], a->G) + (size_t)g) * (size_t)a->D;
             attend(&t, z + row * (size_t)a->D, lse ? lse + row : NULL, q + row * (size_t)a->D, k + key, v + key, queries, keys, seen, a);
         }
         free(t.q);
@@ -241,7 +251,8 @@ static void attend_all(float *z, float *lse, const float *q, const float *k, con
 }
 #endif
 
-void OP(attention_forward)(struct device *dev, act_t *z, real_t *lse, const act_t *q, const act_t *k, const act_t *v, const int *q_start, const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, real_t scale, bool causal) {
+void OP(attention_forward)(struct device *dev, act_t *z, real_t *lse, const act_t *q, const act_t *k, const act_t *v, const int *q_start,
+                           const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, real_t scale, bool causal) {
     (void)dev;
     CHECK(G > 0 && H % G == 0 && D % 8 == 0 && D <= 256, "H=%d G=%d D=%d", H, G, D);
     if (S <= 0 || max_q <= 0) return;

@@ -87,9 +87,7 @@ template <int GROUP> __global__ void __launch_bounds__(ROWS_WARPS * 32) attentio
 
 constexpr int TILE = 64; /* queries of a block, keys of a turn */
 
-template <int D> struct attention_smem {
-    __nv_bfloat16 q[TILE * D], k[2][TILE * D], v[2][TILE * D];
-};
+template <int D> struct attention_smem { __nv_bfloat16 q[TILE * D], k[2][TILE * D], v[2][TILE * D]; };
 
 /* Element offset of 16-byte chunk c of a tile row: chunks are permuted so that the eight rows an ldmatrix phase reads at one
  * column lie in different banks. */
@@ -99,7 +97,8 @@ template <int D> __device__ __forceinline__ int tile_at(int row, int c) {
 }
 
 /* Copies `rows` rows (the rest of 64 becomes zero) of `width` elements, padded with zeros to D, behind the threads' backs. */
-template <int D> __device__ __forceinline__ void tile_fetch(__nv_bfloat16 *tile, const __nv_bfloat16 *from, size_t stride, int rows, int width) {
+template <int D>
+__device__ __forceinline__ void tile_fetch(__nv_bfloat16 *tile, const __nv_bfloat16 *from, size_t stride, int rows, int width) {
     constexpr int CHUNKS = D / 8;
     for (int i = static_cast<int>(threadIdx.x); i < TILE * CHUNKS; i += 128) {
         const int r = i / CHUNKS, c = i % CHUNKS;
@@ -122,12 +121,41 @@ template <int D> __device__ __forceinline__ void tile_scores(float (&s)[8][4], c
         }
 }
 
+/* Row half r of the warp's scores: those past `seen` (relative to this lane's first key) are masked, the others become
+ * probabilities against the new running maximum; what was summed before fades. Four lanes share a row. */
+template <int D>
+__device__ __forceinline__ void tile_soften(float (&s)[8][4], float (&o)[D / 8][4], float &top, float &sum, int r, int seen, float scale) {
+    float m = top, part = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            if (j * 8 + e > seen) s[j][2 * r + e] = -INFINITY;
+            m = fmaxf(m, s[j][2 * r + e]);
+        }
+    m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 2));
+    const float fade = exp2f((top - m) * scale);
+    top = m;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            s[j][2 * r + e] = exp2f((s[j][2 * r + e] - m) * scale);
+            part += s[j][2 * r + e];
+        }
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) o[j][2 * r] *= fade, o[j][2 * r + 1] *= fade;
+    sum = sum * fade + part;
+}
+
 /* One warp: o (16 queries x D) += P V; the score accumulators, rounded to bf16, are the A fragments of P. */
 template <int D> __device__ __forceinline__ void tile_mix(float (&o)[D / 8][4], const float (&s)[8][4], const __nv_bfloat16 *v) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const uint32_t p[4] = {pack_bf16(s[2 * i][0], s[2 * i][1]), pack_bf16(s[2 * i][2], s[2 * i][3]), pack_bf16(s[2 * i + 1][0], s[2 * i + 1][1]), pack_bf16(s[2 * i + 1][2], s[2 * i + 1][3])};
+        const uint32_t p[4] = {pack_bf16(s[2 * i][0], s[2 * i][1]), pack_bf16(s[2 * i][2], s[2 * i][3]),
+                               pack_bf16(s[2 * i + 1][0], s[2 * i + 1][1]), pack_bf16(s[2 * i + 1][2], s[2 * i + 1][3])};
 #pragma unroll
         for (int j = 0; j < D / 16; j++) {
             uint32_t b[4];
@@ -175,33 +203,9 @@ template <int D> __global__ void __launch_bounds__(128) attention_forward_mma_ke
         }
         float s[8][4] = {};
         tile_scores<D>(s, q, sm->k[t & 1]);
-        const int key = t * TILE + (lane & 3) * 2;
+        const int key = t * TILE + (lane & 3) * 2, last = length - 1;
 #pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (key + j * 8 + (e & 1) > min(row + (e >> 1) * 8 + shift, length - 1)) s[j][e] = -INFINITY;
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float m = top[r];
-#pragma unroll
-            for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-            m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 1));
-            m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 2));
-            const float fade = exp2f((top[r] - m) * scale);
-            float part = 0;
-            top[r] = m;
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-#pragma unroll
-                for (int e = 2 * r; e < 2 * r + 2; e++) {
-                    s[j][e] = exp2f((s[j][e] - m) * scale);
-                    part += s[j][e];
-                }
-#pragma unroll
-            for (int j = 0; j < D / 8; j++) o[j][2 * r] *= fade, o[j][2 * r + 1] *= fade;
-            sum[r] = sum[r] * fade + part;
-        }
+        for (int r = 0; r < 2; r++) tile_soften<D>(s, o, top[r], sum[r], r, min(row + r * 8 + shift, last) - key, scale);
         tile_mix<D>(o, s, sm->v[t & 1]);
         __syncthreads(); /* the next turn's copies overwrite what was read here */
     }
@@ -213,7 +217,8 @@ template <int D> __global__ void __launch_bounds__(128) attention_forward_mma_ke
         if (i >= queries) continue;
         const size_t at = (static_cast<size_t>(a.q_start[seq] + i)) * a.H + h;
         for (int j = 0; j < D / 8; j++)
-            if (j * 8 < a.D) *reinterpret_cast<uint32_t *>(a.z + at * a.D + j * 8 + (lane & 3) * 2) = pack_bf16(o[j][2 * r] / l, o[j][2 * r + 1] / l);
+            if (j * 8 < a.D)
+                *reinterpret_cast<uint32_t *>(a.z + at * a.D + j * 8 + (lane & 3) * 2) = pack_bf16(o[j][2 * r] / l, o[j][2 * r + 1] / l);
         if (a.lse && (lane & 3) == 0) a.lse[at] = top[r] * a.scale + logf(l);
     }
 }
@@ -225,25 +230,37 @@ template <int GROUP> static void launch_rows(struct device *dev, const attention
 }
 
 static void attention_rows(struct device *dev, const attention_args &a) {
-    if (a.D <= 8) launch_rows<1>(dev, a);
-    else if (a.D <= 16) launch_rows<2>(dev, a);
-    else if (a.D <= 32) launch_rows<4>(dev, a);
-    else if (a.D <= 64) launch_rows<8>(dev, a);
-    else if (a.D <= 128) launch_rows<16>(dev, a);
-    else launch_rows<32>(dev, a);
+    if (a.D <= 8)
+        launch_rows<1>(dev, a);
+    else if (a.D <= 16)
+        launch_rows<2>(dev, a);
+    else if (a.D <= 32)
+        launch_rows<4>(dev, a);
+    else if (a.D <= 64)
+        launch_rows<8>(dev, a);
+    else if (a.D <= 128)
+        launch_rows<16>(dev, a);
+    else
+        launch_rows<32>(dev, a);
 }
 
 template <int D> static void launch_mma(struct device *dev, const attention_args &a) {
     const size_t bytes = sizeof(attention_smem<D>);
-    if (bytes > 48 * 1024) CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(attention_forward_mma_kernel<D>), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    if (bytes > 48 * 1024)
+        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(attention_forward_mma_kernel<D>),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
     LAUNCH((attention_forward_mma_kernel<D>), dim3((a.max_q + TILE - 1) / TILE, a.H, a.S), 128, bytes, dev->stream, a);
 }
 
 static void attention_mma(struct device *dev, const attention_args &a) {
-    if (a.D <= 16) launch_mma<16>(dev, a);
-    else if (a.D <= 32) launch_mma<32>(dev, a);
-    else if (a.D <= 64) launch_mma<64>(dev, a);
-    else launch_mma<128>(dev, a);
+    if (a.D <= 16)
+        launch_mma<16>(dev, a);
+    else if (a.D <= 32)
+        launch_mma<32>(dev, a);
+    else if (a.D <= 64)
+        launch_mma<64>(dev, a);
+    else
+        launch_mma<128>(dev, a);
 }
 
 static bool any_shape(const attention_args &) { return true; }
@@ -260,9 +277,12 @@ static const struct {
     {"mma", fits_mma, attention_mma, 9},
 };
 
-const char *attention_variant(int index) { return index >= 0 && index < static_cast<int>(sizeof variants / sizeof *variants) ? variants[index].name : nullptr; }
+const char *attention_variant(int index) {
+    return index >= 0 && index < static_cast<int>(sizeof variants / sizeof *variants) ? variants[index].name : nullptr;
+}
 
-void attention_forward(struct device *dev, bf16 *z, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const int *q_start, const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, float scale, bool causal) {
+void attention_forward(struct device *dev, bf16 *z, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const int *q_start,
+                       const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, float scale, bool causal) {
     CHECK(G > 0 && H % G == 0 && D % 8 == 0 && D <= 256, "H=%d G=%d D=%d", H, G, D);
     CHECK(S <= 65535 && H <= 65535 && vec_aligned(z, q, k, v), "S=%d H=%d, or addresses not 16-byte aligned", S, H);
     if (S <= 0 || max_q <= 0) return;

@@ -6,10 +6,10 @@
 
 #ifdef __cplusplus
 /* A failed runtime call is our bug or a broken device: say which call, stop. */
-#define CUDA_CHECK(call)                                                                             \
-    do {                                                                                             \
-        cudaError_t error_ = (call);                                                                 \
-        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                   \
+#define CUDA_CHECK(call)                                                                                                                   \
+    do {                                                                                                                                   \
+        cudaError_t error_ = (call);                                                                                                       \
+        CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                                                         \
     } while (0)
 
 enum { DEVICE_WORKSPACE_BYTES = 32 << 20 };
@@ -20,7 +20,7 @@ struct device {
     void *blas;           /* cublasLtHandle_t, made by gemm.cu at first use; freed through blas_free */
     void *blas_workspace; /* DEVICE_WORKSPACE_BYTES on the device, owned */
     void (*blas_free)(struct device *dev);
-    int variant;          /* -1: the op's dispatch decides; else this row of its variant table (tests, bench) */
+    int variant; /* -1: the op's dispatch decides; else this row of its variant table (tests, bench) */
 };
 #else
 struct device {

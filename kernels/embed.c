@@ -26,13 +26,15 @@ void OP(patch_extract)(struct device *dev, act_t *rows, const real_t *pixels, in
             act_t *row = rows + cpu_offset(b * side * side + patch, width);
             for (int c = 0; c < 3; c++)
                 for (int u = 0; u < P; u++) {
-                    const real_t *line = pixels + ((size_t)(b * 3 + c) * (size_t)S + (size_t)(i * P + u)) * (size_t)S + (size_t)j * (size_t)P;
+                    const real_t *line =
+                        pixels + ((size_t)(b * 3 + c) * (size_t)S + (size_t)(i * P + u)) * (size_t)S + (size_t)j * (size_t)P;
                     for (int v = 0; v < P; v++) row[(c * P + u) * P + v] = (act_t)line[v];
                 }
         }
 }
 
-void OP(vision_embed_forward)(struct device *dev, act_t *x, const act_t *patches, const act_t *class_row, const act_t *position, int B, int n, int C) {
+void OP(vision_embed_forward)(struct device *dev, act_t *x, const act_t *patches, const act_t *class_row, const act_t *position, int B,
+                              int n, int C) {
     (void)dev;
 #pragma omp parallel for schedule(static) collapse(2)
     for (int b = 0; b < B; b++)

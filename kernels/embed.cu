@@ -3,7 +3,9 @@
 #include "kernels/embed.h"
 
 /* One block per row, threads along the row. */
-template <int W> __global__ void __launch_bounds__(256) embed_forward_kernel(__nv_bfloat16 *__restrict__ x, const int *__restrict__ source, const __nv_bfloat16 *__restrict__ table, const __nv_bfloat16 *__restrict__ image_rows, int C) {
+template <int W> __global__ void __launch_bounds__(256)
+    embed_forward_kernel(__nv_bfloat16 *__restrict__ x, const int *__restrict__ source, const __nv_bfloat16 *__restrict__ table,
+                         const __nv_bfloat16 *__restrict__ image_rows, int C) {
     const int s = source[blockIdx.x];
     const __nv_bfloat16 *from = s >= 0 ? table + static_cast<size_t>(s) * C : image_rows + static_cast<size_t>(-1 - s) * C;
     __nv_bfloat16 *to = x + static_cast<size_t>(blockIdx.x) * C;
@@ -11,7 +13,8 @@ template <int W> __global__ void __launch_bounds__(256) embed_forward_kernel(__n
 }
 
 /* One block per patch; writes are contiguous, reads come in runs of P floats. */
-__global__ void __launch_bounds__(256) patch_extract_kernel(__nv_bfloat16 *__restrict__ rows, const float *__restrict__ pixels, int S, int P) {
+__global__ void __launch_bounds__(256)
+    patch_extract_kernel(__nv_bfloat16 *__restrict__ rows, const float *__restrict__ pixels, int S, int P) {
     const int side = S / P, width = 3 * P * P;
     const int patch = static_cast<int>(blockIdx.x) % (side * side), b = static_cast<int>(blockIdx.x) / (side * side);
     const int top = patch / side * P, left = patch % side * P;
@@ -23,7 +26,9 @@ __global__ void __launch_bounds__(256) patch_extract_kernel(__nv_bfloat16 *__res
 }
 
 /* Block (i, b) makes row i of image b. */
-template <int W> __global__ void __launch_bounds__(256) vision_embed_forward_kernel(__nv_bfloat16 *__restrict__ x, const __nv_bfloat16 *__restrict__ patches, const __nv_bfloat16 *__restrict__ class_row, const __nv_bfloat16 *__restrict__ position, int n, int C) {
+template <int W> __global__ void __launch_bounds__(256)
+    vision_embed_forward_kernel(__nv_bfloat16 *__restrict__ x, const __nv_bfloat16 *__restrict__ patches,
+                                const __nv_bfloat16 *__restrict__ class_row, const __nv_bfloat16 *__restrict__ position, int n, int C) {
     const int i = static_cast<int>(blockIdx.x);
     const size_t b = blockIdx.y;
     const __nv_bfloat16 *from = i ? patches + (b * n + i - 1) * C : class_row, *at = position + static_cast<size_t>(i) * C;
@@ -39,8 +44,10 @@ template <int W> __global__ void __launch_bounds__(256) vision_embed_forward_ker
 
 void embed_forward(struct device *dev, bf16 *x, const int *source, const bf16 *table, const bf16 *image_rows, int N, int C) {
     if (N <= 0) return;
-    if (C % 8 == 0 && vec_aligned(x, table, image_rows)) LAUNCH((embed_forward_kernel<8>), N, row_threads(C / 8, 256), 0, dev->stream, x, source, table, image_rows, C);
-    else LAUNCH((embed_forward_kernel<1>), N, row_threads(C, 256), 0, dev->stream, x, source, table, image_rows, C);
+    if (C % 8 == 0 && vec_aligned(x, table, image_rows))
+        LAUNCH((embed_forward_kernel<8>), N, row_threads(C / 8, 256), 0, dev->stream, x, source, table, image_rows, C);
+    else
+        LAUNCH((embed_forward_kernel<1>), N, row_threads(C, 256), 0, dev->stream, x, source, table, image_rows, C);
 }
 
 void patch_extract(struct device *dev, bf16 *rows, const float *pixels, int B, int S, int P) {
@@ -49,10 +56,13 @@ void patch_extract(struct device *dev, bf16 *rows, const float *pixels, int B, i
     if (patches > 0) LAUNCH(patch_extract_kernel, patches, row_threads(3 * P * P, 256), 0, dev->stream, rows, pixels, S, P);
 }
 
-void vision_embed_forward(struct device *dev, bf16 *x, const bf16 *patches, const bf16 *class_row, const bf16 *position, int B, int n, int C) {
+void vision_embed_forward(struct device *dev, bf16 *x, const bf16 *patches, const bf16 *class_row, const bf16 *position, int B, int n,
+                          int C) {
     CHECK(B <= 65535, "B=%d", B);
     if (B <= 0) return;
     const dim3 grid(n + 1, B);
-    if (C % 8 == 0 && vec_aligned(x, patches, class_row, position)) LAUNCH((vision_embed_forward_kernel<8>), grid, row_threads(C / 8, 256), 0, dev->stream, x, patches, class_row, position, n, C);
-    else LAUNCH((vision_embed_forward_kernel<1>), grid, row_threads(C, 256), 0, dev->stream, x, patches, class_row, position, n, C);
+    if (C % 8 == 0 && vec_aligned(x, patches, class_row, position))
+        LAUNCH((vision_embed_forward_kernel<8>), grid, row_threads(C / 8, 256), 0, dev->stream, x, patches, class_row, position, n, C);
+    else
+        LAUNCH((vision_embed_forward_kernel<1>), grid, row_threads(C, 256), 0, dev->stream, x, patches, class_row, position, n, C);
 }

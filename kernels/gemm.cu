@@ -9,10 +9,10 @@
 #ifdef __CUDACC__
 #include <cublasLt.h>
 
-#define BLAS_CHECK(call)                                                                       \
-    do {                                                                                       \
-        cublasStatus_t status_ = (call);                                                       \
-        CHECK(status_ == CUBLAS_STATUS_SUCCESS, "%s: %s", #call, cublasLtGetStatusString(status_)); \
+#define BLAS_CHECK(call)                                                                                                                   \
+    do {                                                                                                                                   \
+        cublasStatus_t status_ = (call);                                                                                                   \
+        CHECK(status_ == CUBLAS_STATUS_SUCCESS, "%s: %s", #call, cublasLtGetStatusString(status_));                                        \
     } while (0)
 
 /* What one shape needs; asking cuBLASLt for it costs tens of microseconds, so it is kept. */
@@ -73,7 +73,9 @@ static void plan_make(struct blas *blas, struct plan *p) {
     cublasLtMatmulPreference_t preference;
     BLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     BLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
-    const cublasLtMatmulPreferenceAttributes_t operands[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const cublasLtMatmulPreferenceAttributes_t operands[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     for (int i = 0; i < 4; i++) BLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, operands[i], &alignment, sizeof alignment));
     cublasLtMatmulHeuristicResult_t result;
     int found = 0;
@@ -88,7 +90,9 @@ static struct plan *plan_for(struct blas *blas, const struct plan *key) {
     unsigned hash = 2166136261u; /* FNV-1a */
     for (int i = 0; i < 5; i++) hash = (hash ^ static_cast<unsigned>(values[i])) * 16777619u;
     struct plan *p = &blas->plan[(hash ^ hash >> 16) % PLANS];
-    if (p->N == key->N && p->I == key->I && p->O == key->O && p->real == key->real && p->bias == key->bias && p->alignment == key->alignment) return p;
+    if (p->N == key->N && p->I == key->I && p->O == key->O && p->real == key->real && p->bias == key->bias &&
+        p->alignment == key->alignment)
+        return p;
     plan_free(p);
     *p = *key;
     plan_make(blas, p);
@@ -97,7 +101,8 @@ static struct plan *plan_for(struct blas *blas, const struct plan *key) {
 
 /* The largest power of two up to 256 that divides all addresses. */
 static int common_alignment(const void *a, const void *b, const void *c, const void *d) {
-    const uintptr_t all = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c) | reinterpret_cast<uintptr_t>(d) | 256;
+    const uintptr_t all = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c) |
+                          reinterpret_cast<uintptr_t>(d) | 256;
     return static_cast<int>(all & (~all + 1));
 }
 
@@ -108,7 +113,8 @@ static void linear(struct device *dev, void *y, bool real, const bf16 *x, const 
     key.N = N, key.I = I, key.O = O, key.real = real, key.bias = bias != nullptr, key.alignment = common_alignment(y, x, w, bias);
     struct plan *p = plan_for(blas, &key);
     if (bias) BLAS_CHECK(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    BLAS_CHECK(cublasLtMatmul(blas->handle, p->operation, &one, w, p->w, x, p->x, &zero, y, p->y, y, p->y, &p->algorithm, dev->blas_workspace, DEVICE_WORKSPACE_BYTES, dev->stream));
+    BLAS_CHECK(cublasLtMatmul(blas->handle, p->operation, &one, w, p->w, x, p->x, &zero, y, p->y, y, p->y, &p->algorithm,
+                              dev->blas_workspace, DEVICE_WORKSPACE_BYTES, dev->stream));
 }
 
 #else /* ---- under the SIMT layer: device memory is host memory ---- */
@@ -136,8 +142,10 @@ static void linear(struct device *, void *y, bool real, const bf16 *x, const bf1
         free(wf);
     }
     for (size_t i = 0; i < n * out; i++) {
-        if (real) static_cast<float *>(y)[i] = sum[i];
-        else static_cast<bf16 *>(y)[i] = __float2bfloat16(sum[i] + (bias ? __bfloat162float(bias[i % out]) : 0.0f));
+        if (real)
+            static_cast<float *>(y)[i] = sum[i];
+        else
+            static_cast<bf16 *>(y)[i] = __float2bfloat16(sum[i] + (bias ? __bfloat162float(bias[i % out]) : 0.0f));
     }
     free(sum);
     free(xf);

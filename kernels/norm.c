@@ -22,7 +22,8 @@ void OP(rmsnorm_forward)(struct device *dev, act_t *y, real_t *rstd, const act_t
     }
 }
 
-void OP(layernorm_forward)(struct device *dev, act_t *y, real_t *mean, real_t *rstd, const act_t *x, const act_t *w, const act_t *b, int N, int C, real_t eps) {
+void OP(layernorm_forward)(struct device *dev, act_t *y, real_t *mean, real_t *rstd, const act_t *x, const act_t *w, const act_t *b, int N,
+                           int C, real_t eps) {
     (void)dev;
 #pragma omp parallel for schedule(static) if ((size_t)N * (size_t)C > CPU_PARALLEL_MIN)
     for (int n = 0; n < N; n++) {

@@ -15,7 +15,8 @@ static void rotate(act_t *restrict y, const act_t *restrict x, const real_t *res
     }
 }
 
-void OP(qkv_split_rope)(struct device *dev, act_t *q, act_t *k, act_t *v, const act_t *qkv, const int *position, const real_t *cosine, const real_t *sine, int N, int H, int G, int D) {
+void OP(qkv_split_rope)(struct device *dev, act_t *q, act_t *k, act_t *v, const act_t *qkv, const int *position, const real_t *cosine,
+                        const real_t *sine, int N, int H, int G, int D) {
     (void)dev;
     CHECK(D % 2 == 0 && !cosine == !sine, "D=%d", D);
     size_t q_width = (size_t)H * (size_t)D, k_width = (size_t)G * (size_t)D, width = q_width + 2 * k_width;

@@ -4,7 +4,10 @@
 
 /* One block per token. An item is W pairs (i, i + D/2) of one head; heads 0..H-1 are q, then k, then v, which is copied.
  * Without tables all heads are copied. */
-template <int W> __global__ void __launch_bounds__(256) qkv_split_rope_kernel(__nv_bfloat16 *__restrict__ q, __nv_bfloat16 *__restrict__ k, __nv_bfloat16 *__restrict__ v, const __nv_bfloat16 *__restrict__ qkv, const int *__restrict__ position, const float *__restrict__ cosine, const float *__restrict__ sine, int H, int G, int D) {
+template <int W> __global__ void __launch_bounds__(256)
+    qkv_split_rope_kernel(__nv_bfloat16 *__restrict__ q, __nv_bfloat16 *__restrict__ k, __nv_bfloat16 *__restrict__ v,
+                          const __nv_bfloat16 *__restrict__ qkv, const int *__restrict__ position, const float *__restrict__ cosine,
+                          const float *__restrict__ sine, int H, int G, int D) {
     const int half = D / 2, per_head = half / W;
     const size_t n = blockIdx.x;
     const __nv_bfloat16 *in = qkv + n * (H + 2 * G) * D;
@@ -33,10 +36,13 @@ template <int W> __global__ void __launch_bounds__(256) qkv_split_rope_kernel(__
     }
 }
 
-void qkv_split_rope(struct device *dev, bf16 *q, bf16 *k, bf16 *v, const bf16 *qkv, const int *position, const float *cosine, const float *sine, int N, int H, int G, int D) {
+void qkv_split_rope(struct device *dev, bf16 *q, bf16 *k, bf16 *v, const bf16 *qkv, const int *position, const float *cosine,
+                    const float *sine, int N, int H, int G, int D) {
     CHECK(D % 2 == 0 && !cosine == !sine, "D=%d", D);
     if (N <= 0) return;
     const int pairs = (H + 2 * G) * D / 2;
-    if (D % 16 == 0 && vec_aligned(q, k, v, qkv) && vec_aligned(cosine, sine)) LAUNCH((qkv_split_rope_kernel<8>), N, row_threads(pairs / 8, 256), 0, dev->stream, q, k, v, qkv, position, cosine, sine, H, G, D);
-    else LAUNCH((qkv_split_rope_kernel<1>), N, row_threads(pairs, 256), 0, dev->stream, q, k, v, qkv, position, cosine, sine, H, G, D);
+    if (D % 16 == 0 && vec_aligned(q, k, v, qkv) && vec_aligned(cosine, sine))
+        LAUNCH((qkv_split_rope_kernel<8>), N, row_threads(pairs / 8, 256), 0, dev->stream, q, k, v, qkv, position, cosine, sine, H, G, D);
+    else
+        LAUNCH((qkv_split_rope_kernel<1>), N, row_threads(pairs, 256), 0, dev->stream, q, k, v, qkv, position, cosine, sine, H, G, D);
 }

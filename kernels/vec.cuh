@@ -39,7 +39,8 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 
 template <int W> __device__ __forceinline__ void vec_store(__nv_bfloat16 *p, const float (&f)[W]) {
     if constexpr (W == 8) {
-        *reinterpret_cast<uint4 *>(p) = make_uint4(pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3]), pack_bf16(f[4], f[5]), pack_bf16(f[6], f[7]));
+        *reinterpret_cast<uint4 *>(p) =
+            make_uint4(pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3]), pack_bf16(f[4], f[5]), pack_bf16(f[6], f[7]));
     } else {
         for (int i = 0; i < W; i++) p[i] = __float2bfloat16(f[i]);
     }
@@ -55,7 +56,8 @@ template <int W> __device__ __forceinline__ void vec_store(float *p, const float
 }
 
 template <int W> __device__ __forceinline__ void vec_copy(__nv_bfloat16 *to, const __nv_bfloat16 *from) {
-    if constexpr (W == 8) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
+    if constexpr (W == 8)
+        *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
     else
         for (int i = 0; i < W; i++) to[i] = from[i];
 }
@@ -80,7 +82,10 @@ __device__ __forceinline__ float block_sum(float v, float *part) {
 
 /* May tensors at these addresses be read eight elements at a time? */
 static inline bool vec_aligned(const void *a, const void *b = nullptr, const void *c = nullptr, const void *d = nullptr) {
-    return (reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c) | reinterpret_cast<uintptr_t>(d)) % 16 == 0;
+    return (reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c) |
+            reinterpret_cast<uintptr_t>(d)) %
+               16 ==
+           0;
 }
 
 /* Threads for a block that walks a row of `items`: whole warps, at most `limit`. */

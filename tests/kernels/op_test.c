@@ -63,12 +63,20 @@ float op_round(enum op_type type, float v) { return is_low(type) ? from_bf16(to_
 
 static size_t type_bytes(enum op_type type) {
     switch (type) {
-    case OP_ACT: return sizeof(act_t);
-    case OP_REAL: return sizeof(float);
-    case OP_BF16: return 2;
-    case OP_F64: case OP_I64: return 8;
-    case OP_INT: return sizeof(int);
-    case OP_U8: case OP_BYTES: return 1;
+    case OP_ACT:
+        return sizeof(act_t);
+    case OP_REAL:
+        return sizeof(float);
+    case OP_BF16:
+        return 2;
+    case OP_F64:
+    case OP_I64:
+        return 8;
+    case OP_INT:
+        return sizeof(int);
+    case OP_U8:
+    case OP_BYTES:
+        return 1;
     }
     return 0;
 }
@@ -82,11 +90,25 @@ static void *host_bytes(size_t bytes) {
 /* Allocates the field that holds the values as the oracle wants them. */
 static void make_fields(struct op_buffer *b) {
     switch (b->type) {
-    case OP_BF16: b->low = host_bytes(b->n * sizeof(bf16)); b->real = host_bytes(b->n * sizeof(double)); break;
-    case OP_ACT: case OP_REAL: case OP_F64: b->real = host_bytes(b->n * sizeof(double)); break;
-    case OP_INT: b->ints = host_bytes(b->n * sizeof(int)); break;
-    case OP_I64: b->longs = host_bytes(b->n * sizeof(int64_t)); break;
-    case OP_U8: case OP_BYTES: b->bytes = host_bytes(b->n); break;
+    case OP_BF16:
+        b->low = host_bytes(b->n * sizeof(bf16));
+        b->real = host_bytes(b->n * sizeof(double));
+        break;
+    case OP_ACT:
+    case OP_REAL:
+    case OP_F64:
+        b->real = host_bytes(b->n * sizeof(double));
+        break;
+    case OP_INT:
+        b->ints = host_bytes(b->n * sizeof(int));
+        break;
+    case OP_I64:
+        b->longs = host_bytes(b->n * sizeof(int64_t));
+        break;
+    case OP_U8:
+    case OP_BYTES:
+        b->bytes = host_bytes(b->n);
+        break;
     }
 }
 
@@ -184,8 +206,10 @@ static void upload(struct op_test *t, struct op_buffer *b) {
     size_t bytes = b->n * type_bytes(b->type);
     uint8_t *image = host_bytes(bytes + 2 * GUARD);
     memset(image, GUARD_BYTE, bytes + 2 * GUARD);
-    if (b->initialised) memcpy(image + GUARD, b->stored, bytes);
-    else memset(image + GUARD, 0xFF, bytes); /* NaN in f32, f64 and bf16, -1 in integers */
+    if (b->initialised)
+        memcpy(image + GUARD, b->stored, bytes);
+    else
+        memset(image + GUARD, 0xFF, bytes); /* NaN in f32, f64 and bf16, -1 in integers */
     device_upload(t->dev, b->base, image, bytes + 2 * GUARD);
     free(image);
 }
@@ -246,9 +270,7 @@ double *op_ref(struct op_test *t, size_t n) { return keep(t, n * sizeof(double))
 float *op_plain(struct op_test *t, size_t n) { return keep(t, n * sizeof(float)); }
 int *op_ints(struct op_test *t, size_t n) { return keep(t, n * sizeof(int)); }
 
-double *op_copy(struct op_test *t, const double *values, size_t n) {
-    return memcpy(op_ref(t, n), values, n * sizeof(double));
-}
+double *op_copy(struct op_test *t, const double *values, size_t n) { return memcpy(op_ref(t, n), values, n * sizeof(double)); }
 
 /* ---- running ---- */
 
@@ -316,7 +338,8 @@ static struct errors measure(const double *ref, const double *a, const float *b,
     return e;
 }
 
-static bool judge(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double limit, double magnitude) {
+static bool judge(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double limit,
+                  double magnitude) {
     CHECK(out->real, "%s is no real tensor", what);
     double top = 0, square = 0;
     size_t finite = 0;
@@ -329,12 +352,15 @@ static bool judge(struct op_test *t, const struct op_buffer *out, const char *wh
     bool low = is_low(out->type);
     double u = low ? 0x1p-8 : 4 * 0x1p-24, u_rms = low ? 0.4 * u : 0.5 * u, rms = finite ? sqrt(square / (double)finite) : 0;
     struct errors got = measure(ref, out->real, NULL, out->n), naive = measure(ref, NULL, plain, out->n);
-    double floor_max = fmax(fmax(naive.max, u * top), 0x1p-24 * magnitude), floor_rms = fmax(fmax(naive.rms, u_rms * rms), 0.4 * 0x1p-24 * magnitude);
+    double floor_max = fmax(fmax(naive.max, u * top), 0x1p-24 * magnitude),
+           floor_rms = fmax(fmax(naive.rms, u_rms * rms), 0.4 * 0x1p-24 * magnitude);
     bool ok = !got.broken && got.max <= limit * floor_max && (out->n < 32 || got.rms <= 1.25 * floor_rms);
-    printf("  %-4s %s: %s max %.3g (floor %.3g) rms %.3g (floor %.3g)\n", ok ? "ok" : "FAIL", t->name, what, got.max, floor_max, got.rms, floor_rms);
+    printf("  %-4s %s: %s max %.3g (floor %.3g) rms %.3g (floor %.3g)\n", ok ? "ok" : "FAIL", t->name, what, got.max, floor_max, got.rms,
+           floor_rms);
     if (!ok) {
         t->failures++;
-        printf("       element %zu of %zu: got %.9g, want %.9g, plain %.9g\n", got.worst, out->n, out->real[got.worst], ref[got.worst], (double)plain[got.worst]);
+        printf("       element %zu of %zu: got %.9g, want %.9g, plain %.9g\n", got.worst, out->n, out->real[got.worst], ref[got.worst],
+               (double)plain[got.worst]);
     }
     return ok;
 }
@@ -347,7 +373,8 @@ bool op_check_gradient(struct op_test *t, const struct op_buffer *out, const cha
     return judge(t, out, what, ref, plain, 3, 0);
 }
 
-bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double magnitude) {
+bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain,
+                  double magnitude) {
     return judge(t, out, what, ref, plain, 2, magnitude);
 }
 

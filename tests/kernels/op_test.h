@@ -13,8 +13,8 @@
  * Accepted: max error <= 2 * floor_max and RMS error <= 1.25 * floor_rms (gradients: 3 and 1.25). The floor is the plain
  * computation's error against double, but never less than what rounding alone may do, or a lucky draw of few elements would
  * be the limit: bf16: one rounding, u * max|ref| and 0.4 u * rms(ref), u = 2^-8; f32: a chain of some, 4 u * max|ref| and
- * 2 u * rms(ref), u = 2^-24; a sum that cancels (op_check_sum): one f32 rounding of sum |terms|. RMS is judged from 32 elements on. NaN is right only where ref has it;
- * infinities must agree. Every check prints both errors, green or not. */
+ * 2 u * rms(ref), u = 2^-24; a sum that cancels (op_check_sum): one f32 rounding of sum |terms|. RMS is judged from 32 elements on. NaN is
+ * right only where ref has it; infinities must agree. Every check prints both errors, green or not. */
 #ifndef TESTS_KERNELS_OP_TEST_H
 #define TESTS_KERNELS_OP_TEST_H
 #include <math.h>
@@ -42,12 +42,12 @@ struct op_buffer {
     bool output, initialised;
     size_t n;
     void *p;
-    double *real;    /* OP_ACT, OP_REAL, OP_BF16, OP_F64 */
-    bf16 *low;       /* OP_BF16: the same once more as stored */
-    int *ints;       /* OP_INT */
-    int64_t *longs;  /* OP_I64 */
-    uint8_t *bytes;  /* OP_U8, OP_BYTES */
-    void *base;      /* private: device allocation with its guard bands, stored form of the initial values, bits of turn 0 */
+    double *real;   /* OP_ACT, OP_REAL, OP_BF16, OP_F64 */
+    bf16 *low;      /* OP_BF16: the same once more as stored */
+    int *ints;      /* OP_INT */
+    int64_t *longs; /* OP_I64 */
+    uint8_t *bytes; /* OP_U8, OP_BYTES */
+    void *base;     /* private: device allocation with its guard bands, stored form of the initial values, bits of turn 0 */
     uint8_t *stored, *first;
 };
 
@@ -92,13 +92,13 @@ double *op_copy(struct op_test *t, const double *values, size_t n);
 int *op_ints(struct op_test *t, size_t n);
 
 /* On the cpu turn 0 with three OpenMP threads, turn 1 with one; every output must have the same bits and guards untouched. */
-#define OP_RUN(t, call)                               \
-    do {                                              \
-        for (int turn_ = 0; turn_ < 2; turn_++) {     \
-            op_before((t), turn_);                    \
-            call;                                     \
-            op_after((t), turn_);                     \
-        }                                             \
+#define OP_RUN(t, call)                                                                                                                    \
+    do {                                                                                                                                   \
+        for (int turn_ = 0; turn_ < 2; turn_++) {                                                                                          \
+            op_before((t), turn_);                                                                                                         \
+            call;                                                                                                                          \
+            op_after((t), turn_);                                                                                                          \
+        }                                                                                                                                  \
     } while (0)
 void op_before(struct op_test *t, int turn);
 void op_after(struct op_test *t, int turn);
@@ -107,7 +107,8 @@ void op_after(struct op_test *t, int turn);
 bool op_check(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain);
 bool op_check_gradient(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain);
 /* For sums: `magnitude` is the largest sum of |terms| of any element. */
-bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain, double magnitude);
+bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain,
+                  double magnitude);
 /* Elementwise ops, bf16 outputs only (f32: true): each element within `units` roundings of its own magnitude, 1e-30 apart from zero. */
 bool op_check_each(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, double units);
 /* Every element equal (copies, permutations), integers equal. */

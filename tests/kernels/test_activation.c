@@ -54,7 +54,8 @@ static void run_swiglu(int N, int F, double scale) {
     size_t n = (size_t)(N * F);
     double *values = op_ref(&t, 2 * n), *ref = op_ref(&t, n);
     ends(&t, values, 2 * n, scale);
-    for (size_t i = 0; i < 2 * n; i++) if (isinf(values[i])) values[i] = 3; /* inf * 0 depends on the neighbour */
+    for (size_t i = 0; i < 2 * n; i++)
+        if (isinf(values[i])) values[i] = 3; /* inf * 0 depends on the neighbour */
     struct op_buffer *x = op_given(&t, OP_ACT, 2 * n, values), *y = op_output(&t, OP_ACT, n);
     OP_RUN(&t, swiglu_forward(t.dev, y->p, x->p, N, F));
     ref_swiglu_forward(NULL, ref, x->real, N, F);
@@ -72,7 +73,8 @@ static void run_swiglu(int N, int F, double scale) {
 static void test_swiglu(void **state) {
     (void)state;
     for (size_t s = 0; s < sizeof scales / sizeof *scales; s++)
-        run_swiglu(1, 1, scales[s]), run_swiglu(3, 7, scales[s]), run_swiglu(2, 264, scales[s]), run_swiglu(5, 1031, scales[s]), run_swiglu(33, 512, scales[s]);
+        run_swiglu(1, 1, scales[s]), run_swiglu(3, 7, scales[s]), run_swiglu(2, 264, scales[s]), run_swiglu(5, 1031, scales[s]),
+            run_swiglu(33, 512, scales[s]);
 }
 
 static void run_add(int n, double scale, bool in_place) {
@@ -81,7 +83,8 @@ static void run_add(int n, double scale, bool in_place) {
     size_t count = (size_t)n;
     double *values = op_ref(&t, count), *ref = op_ref(&t, count);
     ends(&t, values, count, scale > 0 ? 1 : 0);
-    struct op_buffer *a = in_place ? op_inout(&t, OP_ACT, count, values) : op_given(&t, OP_ACT, count, values), *b = op_input(&t, OP_ACT, count, scale);
+    struct op_buffer *a = in_place ? op_inout(&t, OP_ACT, count, values) : op_given(&t, OP_ACT, count, values),
+                     *b = op_input(&t, OP_ACT, count, scale);
     double *a0 = op_copy(&t, a->real, count);
     struct op_buffer *y = in_place ? a : op_output(&t, OP_ACT, count);
     OP_RUN(&t, residual_add(t.dev, y->p, a->p, b->p, count));
@@ -102,7 +105,8 @@ static void run_gather(int N, int n, int C) {
     op_begin(&t, "gather_rows N=%d n=%d C=%d", N, n, C);
     int *index = op_ints(&t, (size_t)n);
     for (int i = 0; i < n; i++) index[i] = i ? op_below(&t, N) : N - 1;
-    struct op_buffer *x = op_input(&t, OP_ACT, (size_t)(N * C), 1), *at = op_given_int(&t, (size_t)n, index), *y = op_output(&t, OP_ACT, (size_t)(n * C));
+    struct op_buffer *x = op_input(&t, OP_ACT, (size_t)(N * C), 1), *at = op_given_int(&t, (size_t)n, index),
+                     *y = op_output(&t, OP_ACT, (size_t)(n * C));
     OP_RUN(&t, gather_rows(t.dev, y->p, x->p, at->p, n, C));
     double *ref = op_ref(&t, y->n);
     ref_gather_rows(NULL, ref, x->real, index, n, C);
@@ -137,6 +141,7 @@ static void test_convert(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_unary), cmocka_unit_test(test_swiglu), cmocka_unit_test(test_add), cmocka_unit_test(test_gather), cmocka_unit_test(test_convert)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_unary), cmocka_unit_test(test_swiglu), cmocka_unit_test(test_add),
+                                       cmocka_unit_test(test_gather), cmocka_unit_test(test_convert)};
     return cmocka_run_group_tests_name("activation", tests, NULL, NULL);
 }

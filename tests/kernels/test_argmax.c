@@ -21,7 +21,12 @@ static void run(int N, int V, enum content content, double scale) {
     op_begin(&t, "argmax N=%d V=%d scale=%g%s", N, V, scale, names[content]);
     size_t n = (size_t)(N * V);
     double *x = op_ref(&t, n);
-    for (size_t i = 0; i < n; i++) x[i] = content == EQUAL ? scale : content == LOWEST ? -INFINITY : content == TIES ? op_below(&t, 4) : content == CLOSE ? 1 + 0x1p-23 * op_below(&t, 1000) : scale * op_normal(&t);
+    for (size_t i = 0; i < n; i++)
+        x[i] = content == EQUAL    ? scale
+               : content == LOWEST ? -INFINITY
+               : content == TIES   ? op_below(&t, 4)
+               : content == CLOSE  ? 1 + 0x1p-23 * op_below(&t, 1000)
+                                   : scale * op_normal(&t);
     for (int r = 0; r < N && content == NANS; r++)
         for (int k = 0; k < 2 && r % 2 == 0; k++) x[r * V + op_below(&t, V)] = NAN; /* two, in every other row */
     int *ref = op_ints(&t, (size_t)N), *plain = op_ints(&t, (size_t)N);

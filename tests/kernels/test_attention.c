@@ -19,7 +19,8 @@ struct row {
 };
 
 /* Two-pass softmax in f32, probabilities rounded to act before they meet v, as an unfused implementation stores them. */
-static void plain_attention(float *z, float *lse, const double *q, const double *k, const double *v, const int *q_start, const int *k_start, const int *k_length, const struct row *c, float scale) {
+static void plain_attention(float *z, float *lse, const double *q, const double *k, const double *v, const int *q_start, const int *k_start,
+                            const int *k_length, const struct row *c, float scale) {
     int H = c->H, G = c->G, D = c->D;
     for (int s = 0; s < c->S; s++)
         for (int n = q_start[s]; n < q_start[s + 1]; n++)
@@ -46,7 +47,8 @@ static void plain_attention(float *z, float *lse, const double *q, const double 
 
 static void run(const struct row *c, int variant) {
     struct op_test t;
-    op_begin(&t, "attention %s%s%s S=%d H=%d G=%d D=%d %s scale=%g", variant >= 0 ? attention_variant(variant) : "", variant >= 0 ? " " : "", c->what, c->S, c->H, c->G, c->D, c->causal ? "causal" : "all", c->scale);
+    op_begin(&t, "attention %s%s%s S=%d H=%d G=%d D=%d %s scale=%g", variant >= 0 ? attention_variant(variant) : "",
+             variant >= 0 ? " " : "", c->what, c->S, c->H, c->G, c->D, c->causal ? "causal" : "all", c->scale);
     int q_start[5] = {0}, k_start[4], k_length[4], max_q = 0, keys = 3; /* keys nobody may see before the first sequence */
     for (int s = 0; s < c->S; s++) {
         q_start[s + 1] = q_start[s] + c->sequence[s].queries;
@@ -58,20 +60,27 @@ static void run(const struct row *c, int variant) {
     size_t zn = (size_t)(rows * c->H * c->D), kn = (size_t)(keys * stride);
     double *key_values = op_ref(&t, kn), *value_values = op_ref(&t, kn); /* NaN where no sequence has keys */
     for (int s = 0; s < c->S; s++)
-        for (int j = k_start[s] * stride; j < (k_start[s] + k_length[s]) * stride; j++) key_values[j] = c->scale * op_normal(&t), value_values[j] = c->scale * op_normal(&t);
-    struct op_buffer *q = op_input(&t, OP_ACT, zn, c->scale), *k = op_given(&t, OP_ACT, kn, key_values), *v = op_given(&t, OP_ACT, kn, value_values);
-    struct op_buffer *qs = op_given_int(&t, (size_t)c->S + 1, q_start), *ks = op_given_int(&t, (size_t)c->S, k_start), *kl = op_given_int(&t, (size_t)c->S, k_length);
+        for (int j = k_start[s] * stride; j < (k_start[s] + k_length[s]) * stride; j++)
+            key_values[j] = c->scale * op_normal(&t), value_values[j] = c->scale * op_normal(&t);
+    struct op_buffer *q = op_input(&t, OP_ACT, zn, c->scale), *k = op_given(&t, OP_ACT, kn, key_values),
+                     *v = op_given(&t, OP_ACT, kn, value_values);
+    struct op_buffer *qs = op_given_int(&t, (size_t)c->S + 1, q_start), *ks = op_given_int(&t, (size_t)c->S, k_start),
+                     *kl = op_given_int(&t, (size_t)c->S, k_length);
     struct op_buffer *z = op_output(&t, OP_ACT, zn), *lse = op_output(&t, OP_REAL, (size_t)(rows * c->H));
     device_force_variant(t.dev, variant);
     double scale = (double)(1.0f / sqrtf((float)c->D));
-    OP_RUN(&t, attention_forward(t.dev, z->p, lse->p, q->p, k->p, v->p, qs->p, ks->p, kl->p, c->S, max_q, c->H, c->G, c->D, (float)scale, c->causal));
+    OP_RUN(&t, attention_forward(t.dev, z->p, lse->p, q->p, k->p, v->p, qs->p, ks->p, kl->p, c->S, max_q, c->H, c->G, c->D, (float)scale,
+                                 c->causal));
     double *ref_z = op_ref(&t, zn), *ref_lse = op_ref(&t, lse->n);
     float *plain_z = op_plain(&t, zn), *plain_lse = op_plain(&t, lse->n);
-    ref_attention_forward(NULL, ref_z, ref_lse, q->real, k->real, v->real, q_start, k_start, k_length, c->S, max_q, c->H, c->G, c->D, scale, c->causal);
+    ref_attention_forward(NULL, ref_z, ref_lse, q->real, k->real, v->real, q_start, k_start, k_length, c->S, max_q, c->H, c->G, c->D, scale,
+                          c->causal);
     plain_attention(plain_z, plain_lse, q->real, k->real, v->real, q_start, k_start, k_length, c, (float)scale);
     op_check(&t, z, "z", ref_z, plain_z);
     op_check(&t, lse, "lse", ref_lse, plain_lse);
-    if (variant < 0) OP_RUN(&t, attention_forward(t.dev, z->p, NULL, q->p, k->p, v->p, qs->p, ks->p, kl->p, c->S, max_q, c->H, c->G, c->D, (float)scale, c->causal));
+    if (variant < 0)
+        OP_RUN(&t, attention_forward(t.dev, z->p, NULL, q->p, k->p, v->p, qs->p, ks->p, kl->p, c->S, max_q, c->H, c->G, c->D, (float)scale,
+                                     c->causal));
     if (variant < 0) op_check(&t, z, "z without lse", ref_z, plain_z);
     device_force_variant(t.dev, -1);
     op_end(&t);

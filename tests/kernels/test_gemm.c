@@ -10,9 +10,11 @@ static void run(int N, int I, int O, double scale, bool with_bias) {
     struct op_test t;
     op_begin(&t, "linear N=%d I=%d O=%d scale=%g%s", N, I, O, scale, with_bias ? " bias" : "");
     size_t n = (size_t)(N * O);
-    struct op_buffer *x = op_input(&t, OP_ACT, (size_t)(N * I), scale), *w = op_input(&t, OP_ACT, (size_t)(O * I), 1), *bias = op_input(&t, OP_ACT, (size_t)O, scale);
+    struct op_buffer *x = op_input(&t, OP_ACT, (size_t)(N * I), scale), *w = op_input(&t, OP_ACT, (size_t)(O * I), 1),
+                     *bias = op_input(&t, OP_ACT, (size_t)O, scale);
     struct op_buffer *y = op_output(&t, OP_ACT, n), *real = op_output(&t, OP_REAL, n);
-    OP_RUN(&t, linear_forward(t.dev, y->p, x->p, w->p, with_bias ? bias->p : NULL, N, I, O); linear_forward_real(t.dev, real->p, x->p, w->p, N, I, O));
+    OP_RUN(&t, linear_forward(t.dev, y->p, x->p, w->p, with_bias ? bias->p : NULL, N, I, O);
+           linear_forward_real(t.dev, real->p, x->p, w->p, N, I, O));
     double *ref = op_ref(&t, n), *ref_real = op_ref(&t, n);
     ref_linear_forward(NULL, ref, x->real, w->real, with_bias ? bias->real : NULL, N, I, O);
     ref_linear_forward_real(NULL, ref_real, x->real, w->real, N, I, O);
@@ -38,7 +40,8 @@ static void run(int N, int I, int O, double scale, bool with_bias) {
 
 static void test_linear(void **state) {
     (void)state;
-    static const int shapes[][3] = {{1, 1, 1}, {1, 7, 3}, {1, 513, 67}, {2, 64, 33}, {3, 129, 31}, {4, 512, 100}, {5, 64, 16}, {17, 33, 257}, {64, 64, 64}, {67, 131, 259}, {321, 40, 24}, {1, 64, 4099}};
+    static const int shapes[][3] = {{1, 1, 1},   {1, 7, 3},     {1, 513, 67}, {2, 64, 33},    {3, 129, 31},  {4, 512, 100},
+                                    {5, 64, 16}, {17, 33, 257}, {64, 64, 64}, {67, 131, 259}, {321, 40, 24}, {1, 64, 4099}};
     static const double scales[] = {1, 1e-3, 1e3};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) run(shapes[i][0], shapes[i][1], shapes[i][2], scales[i % 3], i % 2);
     run(67, 131, 259, 1, false), run(3, 129, 31, 1, false), run(1, 512, 96, 1, true);

@@ -99,7 +99,9 @@ static void test_attention(void **state) {
         /* the last rows once more as a continuation: causal from a cache must be the same rows */
         const int past = 5, rest_start[] = {0, T - past};
         for (int i = past * H * D; causal && i < T * H * D; i++) z[i] = NAN;
-        if (causal) ref_attention_forward(NULL, z + past * H * D, lse + past * H, q + past * H * D, k, v, rest_start, k_start, k_length, 1, T - past, H, G, D, 0.25, true);
+        if (causal)
+            ref_attention_forward(NULL, z + past * H * D, lse + past * H, q + past * H * D, k, v, rest_start, k_start, k_length, 1,
+                                  T - past, H, G, D, 0.25, true);
         if (causal) same(&t, "attn.z_causal", z);
         op_end(&t);
     }
@@ -148,6 +150,8 @@ static int close_file(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_norms), cmocka_unit_test(test_activations), cmocka_unit_test(test_rope), cmocka_unit_test(test_attention), cmocka_unit_test(test_vision), cmocka_unit_test(test_products)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_norms),  cmocka_unit_test(test_activations),
+                                       cmocka_unit_test(test_rope),   cmocka_unit_test(test_attention),
+                                       cmocka_unit_test(test_vision), cmocka_unit_test(test_products)};
     return cmocka_run_group_tests_name("golden", tests, open_file, close_file);
 }

@@ -12,11 +12,12 @@ struct row {
 };
 
 static const struct row rows[] = {
-    {1, 1, 1, 0},     {1, 8, 1, 0},      {3, 7, 1, 0},       {2, 257, 1, 0},       {5, 64, 1e-3, 0},   {5, 64, 1e3, 0},
-    {17, 512, 1, 0},  {3, 1024, 1, 5},   {2, 4096, 1, 0},    {1, 8200, 1e3, 1},    {2, 10007, 1e-3, 0}, {131, 72, 1, 0}, {3, 1024, 1, 100},
+    {1, 1, 1, 0},    {1, 8, 1, 0},    {3, 7, 1, 0},      {2, 257, 1, 0},      {5, 64, 1e-3, 0}, {5, 64, 1e3, 0},   {17, 512, 1, 0},
+    {3, 1024, 1, 5}, {2, 4096, 1, 0}, {1, 8200, 1e3, 1}, {2, 10007, 1e-3, 0}, {131, 72, 1, 0},  {3, 1024, 1, 100},
 };
 
-/* Normal values with an offset, and one massive channel, as LLaMA's residual stream has; far from zero without it, so that variance cancels. */
+/* Normal values with an offset, and one massive channel, as LLaMA's residual stream has; far from zero without it, so that variance
+ * cancels. */
 static struct op_buffer *activations(struct op_test *t, const struct row *c, bool in_place) {
     size_t n = (size_t)(c->N * c->C);
     double *x = op_ref(t, n);
@@ -53,7 +54,8 @@ static void run_rmsnorm(const struct row *c, bool weighted, bool in_place) {
     op_end(&t);
 }
 
-static void plain_layernorm(float *y, float *mean, float *rstd, const double *x, const double *w, const double *b, int N, int C, float eps) {
+static void plain_layernorm(float *y, float *mean, float *rstd, const double *x, const double *w, const double *b, int N, int C,
+                            float eps) {
     for (int n = 0; n < N; n++) {
         float sum = 0, square = 0;
         for (int c = 0; c < C; c++) sum += (float)x[n * C + c];
@@ -68,9 +70,11 @@ static void run_layernorm(const struct row *c, bool in_place) {
     struct op_test t;
     op_begin(&t, "layernorm N=%d C=%d scale=%g%s", c->N, c->C, c->scale, in_place ? " in place" : "");
     size_t n = (size_t)(c->N * c->C), rows_n = (size_t)c->N;
-    struct op_buffer *x = activations(&t, c, in_place), *w = op_input(&t, OP_ACT, (size_t)c->C, 1), *b = op_input(&t, OP_ACT, (size_t)c->C, 1);
+    struct op_buffer *x = activations(&t, c, in_place), *w = op_input(&t, OP_ACT, (size_t)c->C, 1),
+                     *b = op_input(&t, OP_ACT, (size_t)c->C, 1);
     double *x0 = op_copy(&t, x->real, n), eps = (double)1e-5f;
-    struct op_buffer *y = in_place ? x : op_output(&t, OP_ACT, n), *mean = op_output(&t, OP_REAL, rows_n), *rstd = op_output(&t, OP_REAL, rows_n);
+    struct op_buffer *y = in_place ? x : op_output(&t, OP_ACT, n), *mean = op_output(&t, OP_REAL, rows_n),
+                     *rstd = op_output(&t, OP_REAL, rows_n);
     OP_RUN(&t, layernorm_forward(t.dev, y->p, in_place ? NULL : mean->p, in_place ? NULL : rstd->p, x->p, w->p, b->p, c->N, c->C, 1e-5f));
     double *ref_y = op_ref(&t, n), *ref_mean = op_ref(&t, rows_n), *ref_rstd = op_ref(&t, rows_n);
     float *plain_y = op_plain(&t, n), *plain_mean = op_plain(&t, rows_n), *plain_rstd = op_plain(&t, rows_n);

@@ -8,7 +8,8 @@
 
 enum { POSITIONS = 97 };
 
-static void plain_rope(float *y, const double *x, size_t x_stride, const int *position, const double *cosine, const double *sine, int N, int heads, int D) {
+static void plain_rope(float *y, const double *x, size_t x_stride, const int *position, const double *cosine, const double *sine, int N,
+                       int heads, int D) {
     for (int n = 0; n < N; n++)
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < D / 2; i++) {
@@ -33,9 +34,11 @@ static void run(int N, int H, int G, int D, double scale, bool rotated) {
     int *position = op_ints(&t, (size_t)N);
     for (int n = 0; n < N; n++) position[n] = n ? op_below(&t, POSITIONS) : POSITIONS - 1;
     struct op_buffer *qkv = op_input(&t, OP_ACT, (size_t)N * width, scale), *pos = op_given_int(&t, (size_t)N, position);
-    struct op_buffer *cosine = op_given(&t, OP_REAL, POSITIONS * half, angle_cos), *sine = op_given(&t, OP_REAL, POSITIONS * half, angle_sin);
+    struct op_buffer *cosine = op_given(&t, OP_REAL, POSITIONS * half, angle_cos),
+                     *sine = op_given(&t, OP_REAL, POSITIONS * half, angle_sin);
     struct op_buffer *q = op_output(&t, OP_ACT, qn), *k = op_output(&t, OP_ACT, kn), *v = op_output(&t, OP_ACT, kn);
-    OP_RUN(&t, qkv_split_rope(t.dev, q->p, k->p, v->p, qkv->p, rotated ? pos->p : NULL, rotated ? cosine->p : NULL, rotated ? sine->p : NULL, N, H, G, D));
+    OP_RUN(&t, qkv_split_rope(t.dev, q->p, k->p, v->p, qkv->p, rotated ? pos->p : NULL, rotated ? cosine->p : NULL,
+                              rotated ? sine->p : NULL, N, H, G, D));
     double *rq = op_ref(&t, qn), *rk = op_ref(&t, kn), *rv = op_ref(&t, kn);
     ref_qkv_split_rope(NULL, rq, rk, rv, qkv->real, position, rotated ? cosine->real : NULL, rotated ? sine->real : NULL, N, H, G, D);
     if (rotated) {
@@ -55,7 +58,8 @@ static void run(int N, int H, int G, int D, double scale, bool rotated) {
 static void test_rope(void **state) {
     (void)state;
     run(1, 1, 1, 2, 1, true), run(3, 2, 1, 6, 1, true), run(17, 4, 2, 16, 1, true), run(5, 3, 3, 24, 1e-3, true);
-    run(9, 8, 2, 64, 1e3, true), run(2, 71, 1, 64, 1, true), run(33, 2, 2, 128, 1, true), run(3, 4, 4, 72, 1, false), run(1, 2, 1, 10, 1, false);
+    run(9, 8, 2, 64, 1e3, true), run(2, 71, 1, 64, 1, true), run(33, 2, 2, 128, 1, true), run(3, 4, 4, 72, 1, false),
+        run(1, 2, 1, 10, 1, false);
 }
 
 int main(void) {
