@@ -12,7 +12,7 @@
 
 /* Token groups: image rows; question and answer; template text, all of the VLM's run; every token of the base LLM's. */
 enum { DIFF_PATCHES, DIFF_WORDS, DIFF_TEMPLATE, DIFF_BASE, DIFF_GROUPS, DIFF_TOP = 8, DIFF_CHUNK = 2048 };
-#define DIFF_DENSE 0.25 /* features that fire on more of the patches (words) than this say little and are shown last */
+#define DIFF_DENSE 0.1 /* features that fire on more of the patches (words) than this say little and are shown last */
 #define DIFF_IGNORED 255 /* group of a BOS row */
 
 struct diff_top { /* one of a feature's strongest pictures: its strongest image row or word there, over the picture's samples */

@@ -206,7 +206,7 @@ int report_features(struct report *r, struct error *err)
         return 0;
     fputs("<h2 id=\"features\">What adapted features fire on</h2>\n"
           "<p>Adapted features with the largest energy in the picture, and with the largest energy on words, each on the held-out samples where it is strongest. "
-          "Features that fire on more than a quarter of the patches (or words) say little about any of them and come last. Pictures are shown as the model&rsquo;s vision "
+          "Features that fire on more than a tenth of the patches (or words) say little about any of them and come last. Pictures are shown as the model&rsquo;s vision "
           "tower sees them, one square per patch: <b>bright where the feature fires, dark where it is silent</b>; an orange frame marks the strongest patch of all. Words "
           "are shaded by the feature&rsquo;s value"
           "<span class=\"legend\" style=\"background:linear-gradient(90deg,rgba(213,94,0,.1),rgba(213,94,0,.85))\"></span>up to its maximum over the samples shown. "

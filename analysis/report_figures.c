@@ -6,7 +6,6 @@
 #include <string.h>
 
 #define MOST_POINTS 20000
-#define ENERGY_FLOOR 1e-7 /* smaller energies are drawn here */
 static const char *const row_colors[SUMMARY_ROWS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#5b636e", "#d55e00", "#009e73"};
 static const int row_points[SUMMARY_ROWS] = {7, 5, 9, 11, 6, 4, 8}; /* gnuplot's disc, square, triangles; hollow before tuning */
 static const bool row_drawn[SUMMARY_ROWS] = {true, true, true, true, true, false, false}; /* the rest stands in the table */
@@ -160,7 +159,8 @@ struct point {
 };
 struct points {
     struct point *at;
-    long count, total, silent, silent_adapted; /* kept; all; E_v == 0 */
+    long count, total, silent; /* kept; all; E_v == 0 */
+    double floor;              /* half a decade below the smallest energy: where zeros are drawn */
 };
 
 static int read_points(struct points *p, struct report *r, struct error *err)
@@ -168,7 +168,7 @@ static int read_points(struct points *p, struct report *r, struct error *err)
     sqlite3_stmt *q = NULL;
     long row = 0, kept = 0;
     char sql[256];
-    *p = (struct points){0};
+    *p = (struct points){.floor = 1};
     snprintf(sql, sizeof sql, "SELECT count(*) FROM features WHERE regime = '%s'", r->summary.diff_regime);
     p->total = run_db_count(r->db, sql);
     p->at = malloc((size_t)(p->total < MOST_POINTS ? p->total + 1 : MOST_POINTS + 1) * sizeof *p->at);
@@ -183,11 +183,13 @@ static int read_points(struct points *p, struct report *r, struct error *err)
     for (; sqlite3_step(q) == SQLITE_ROW && kept < MOST_POINTS; row++) {
         struct point point = {sqlite3_column_double(q, 0), sqlite3_column_double(q, 1), sqlite3_column_double(q, 2), sqlite3_column_int(q, 3) != 0};
         p->silent += point.image <= 0;
+        p->floor = fmin(p->floor, fmin(point.image > 0 ? point.image : 1, point.text > 0 ? point.text : 1));
         /* every 1/keep-th feature, evenly through layers and indices: the density of the cloud is kept */
         if ((long)((double)(row + 1) * keep) > (long)((double)row * keep) || keep >= 1)
             p->at[kept++] = point;
     }
     p->count = kept;
+    p->floor = pow(10, floor(2 * log10(p->floor) - 1) / 2);
     sqlite3_finalize(q);
     return 0;
 }
@@ -200,9 +202,9 @@ static void write_points(FILE *script, const struct points *p, bool adapted, boo
         if (a->adapted != adapted || (!energies && a->image <= 0) || (a->image <= 0 && a->text <= 0))
             continue;
         if (energies)
-            fprintf(script, "%.4g %.4g\n", fmax(a->text, ENERGY_FLOOR), fmax(a->image, ENERGY_FLOOR));
+            fprintf(script, "%.4g %.4g\n", fmax(a->text, p->floor), fmax(a->image, p->floor));
         else
-            fprintf(script, "%.4g %.5g\n", fmax(a->image, ENERGY_FLOOR), a->cosine);
+            fprintf(script, "%.4g %.5g\n", a->image, a->cosine);
     }
     if (adapted)
         fprintf(script, "NaN NaN\n"); /* a block of no points would be an error */
@@ -238,7 +240,7 @@ static int figure_scatter(struct report *r, const struct points *p, struct error
             "set ylabel 'decoder cosine to the base SAE' textcolor rgb '#3d434b'\nset yrange [*:%.6g]\n"
             "set arrow 1 from %g, graph 0 to %g, graph 1 nohead lc rgb '#1d2126' lw 1.2 dt 2\n"
             "set arrow 2 from graph 0, first %g to graph 1, first %g nohead lc rgb '#1d2126' lw 1.2 dt 2\n"
-            "set label 1 ' E_v = %g' at %g, graph 0.03 left textcolor rgb '#1d2126' font ',12'\n"
+            "set label 1 'E_v = %g' at %g, graph 0.03 left offset 0.8, 0 textcolor rgb '#1d2126' font ',12'\n"
             "set label 2 'cosine = %.3f ' at graph 0.005, first %g left offset 0, -0.7 textcolor rgb '#1d2126' font ',12'\n"
             "plot $others using 1:2 with points pt 7 ps 0.26 lc rgb '#78708090' notitle, $adapted using 1:2 with points pt 7 ps 0.32 lc rgb '#30d55e00' notitle,"
             " NaN with points pt 7 ps 0.9 lc rgb '#d55e00' title 'adapted', NaN with points pt 7 ps 0.9 lc rgb '#98a2ad' title 'other features'\n",
@@ -262,17 +264,18 @@ static int figure_energy(struct report *r, const struct points *p, struct error 
     write_points(f.script, p, false, true);
     write_points(f.script, p, true, true);
     fprintf(f.script,
-            "set logscale xy\nset format x '10^{%%L}'\nset format y '10^{%%L}'\n"
+            "set logscale xy\nset format x '10^{%%L}'\nset format y '10^{%%L}'\nset xrange [%.4g:*]\nset yrange [%.4g:*]\n"
             "set xlabel 'text energy E_t (base LLM)' textcolor rgb '#3d434b'\nset ylabel 'visual energy E_v (vision-language model)' textcolor rgb '#3d434b'\n"
             "plot $others using 1:2 with points pt 7 ps 0.26 lc rgb '#78708090' notitle, $adapted using 1:2 with points pt 7 ps 0.32 lc rgb '#30d55e00' notitle,"
             " x with lines lc rgb '#1d2126' lw 1.2 dt 2 title 'equal energy',"
-            " NaN with points pt 7 ps 0.9 lc rgb '#d55e00' title 'adapted', NaN with points pt 7 ps 0.9 lc rgb '#98a2ad' title 'other features'\n");
+            " NaN with points pt 7 ps 0.9 lc rgb '#d55e00' title 'adapted', NaN with points pt 7 ps 0.9 lc rgb '#98a2ad' title 'other features'\n",
+            p->floor, p->floor);
     html_figure_open(r);
     if (figure_close(&f, r, "Scatter plot: text energy against visual energy of every feature", err))
         return -1;
     html_figure_close(r, "What each feature responds to",
                       "The same features by how strongly they fire on the base LLM's text tokens (across) and on the vision-language model's tokens (up). On the dashed line a "
-                      "feature is equally active in both; far above it, it has become a feature of the multimodal model. Energies below 10<sup>&minus;7</sup> are drawn at the edge.%s",
+                      "feature is equally active in both; far above it, it has become a feature of the multimodal model. Features silent in one of the two runs stand on the edge.%s",
                       p->count < p->total ? subset_note(p, note, sizeof note) : "");
     return 0;
 }
@@ -295,7 +298,8 @@ static int figure_share(struct report *r, struct error *err)
     if (figure_close(&f, r, "Bar chart: share of adapted features by layer", err))
         return -1;
     html_figure_close(r, "Where they are",
-                      "Adapted features as a share of the layer's dictionary. The cosine threshold is one for all layers, so layers are compared on the same scale.");
+                      "Adapted features as a share of the layer's dictionary. The cosine threshold is one for all layers, so layers are compared on the same scale. By its percentile the rule admits at most %g&thinsp;%% of all features.",
+                      s->percentile);
     return 0;
 }
 

@@ -228,8 +228,8 @@ int run_summary_sentences(const struct run_summary *s, char sentences[SUMMARY_SE
     const struct regime_summary *r = &s->regime[row];
     if (r->features == 0)
         return n;
-    snprintf(sentences[n++], sizeof sentences[0], "%ld of %ld features (%.1f %%) were adapted: their decoder direction turned (cosine to the base SAE at most %.3f) and they carry visual energy (E_v above %g).",
-             r->adapted, r->features, 100.0 * (double)r->adapted / (double)r->features, s->cosine_threshold, s->eps);
+    snprintf(sentences[n++], sizeof sentences[0], "%ld of %ld features (%.1f %%) were adapted: their decoder direction turned (cosine to the base SAE at most %.3f) and they carry visual energy (E_v above %g). By its percentile the rule admits at most %g %%.",
+             r->adapted, r->features, 100.0 * (double)r->adapted / (double)r->features, s->cosine_threshold, s->eps, s->percentile);
     n += sentence_layers(s, sentences[n], sizeof sentences[0]);
     snprintf(sentences[n++], sizeof sentences[0], "The typical feature kept its direction to a decoder cosine of %.3f (median, %s dictionaries)%s.", r->median_cosine,
              summary_row_title(row), r->median_cosine > 0.95 ? ": tuning moved few features far" : "");

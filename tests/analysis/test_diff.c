@@ -304,9 +304,15 @@ static void test_choice(void **state)
     expect_chosen(jobs, &n, 1, "0/0 ");
     expect_chosen(jobs, &n, 4, "0/0 0/2 1/1 0/1 ");
     expect_chosen(jobs, &n, 5, "0/0 0/2 0/3 1/1 0/1 ");
-    jobs[0].fired[0] = 16; /* more than a quarter of 60: last */
+    jobs[0].fired[0] = 16; /* of 60 patches: too many, comes last */
     expect_chosen(jobs, &n, 4, "0/2 0/3 1/1 0/1 ");
     expect_chosen(jobs, &n, 9, "0/2 0/3 1/0 1/1 1/2 0/1 0/0 ");
+    jobs[2].regime = REGIME_TEXT; /* three layers: a half of three takes at most two of one */
+    jobs[0].fired[0] = 0;
+    diff_select(jobs, 3, REGIME_TEXT, &n, 0.001, 100);
+    expect_chosen(jobs, &n, 6, "0/0 0/2 1/0 2/1 1/1 0/1 ");
+    jobs[2].regime = REGIME_FULL;
+    jobs[0].fired[0] = 16;
     memset(jobs[0].adapted, 0, 4);
     expect_chosen(jobs, &n, 2, "1/0 1/1 ");
     memset(jobs[1].adapted, 0, 4); /* none adapted: all are candidates */
@@ -436,6 +442,8 @@ static void test_interrupted(void **state)
 
 int main(void)
 {
+    if (system("rm -rf build/test-diff && mkdir -p build/test-diff"))
+        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_percentile), cmocka_unit_test(test_adapted),      cmocka_unit_test(test_quantities), cmocka_unit_test(test_strongest_samples),
         cmocka_unit_test(test_choice), cmocka_unit_test(test_pictures), cmocka_unit_test(test_rows_replaced), cmocka_unit_test(test_interrupted),

@@ -232,6 +232,8 @@ static void test_stage(void **state)
 
 int main(void)
 {
+    if (system("rm -rf build/test-diff-stage && mkdir -p build/test-diff-stage"))
+        return 1;
     char why[256] = "";
     dev = device_open(0, 2, why, sizeof why);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stage)};

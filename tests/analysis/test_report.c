@@ -184,6 +184,8 @@ static void test_html_pieces(void **state)
 
 int main(void)
 {
+    if (system("rm -rf build/test-report && mkdir -p build/test-report"))
+        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_html_pieces), cmocka_unit_test(test_empty_run), cmocka_unit_test(test_ids),
         cmocka_unit_test(test_subset_says_so), cmocka_unit_test(test_no_gnuplot), cmocka_unit_test(test_sections),

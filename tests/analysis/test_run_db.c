@@ -217,6 +217,8 @@ static void test_summary(void **state)
 
 int main(void)
 {
+    if (system("rm -rf build/test-run-db && mkdir -p build/test-run-db"))
+        return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_views), cmocka_unit_test(test_layers), cmocka_unit_test(test_stages), cmocka_unit_test(test_hash),
         cmocka_unit_test(test_bad_files), cmocka_unit_test(test_base_dictionaries), cmocka_unit_test(test_summary),
