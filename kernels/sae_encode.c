@@ -98,7 +98,10 @@ struct list {
 struct block {
     int16_t *panels, *temporary;
     struct sae_rounded *rounded;
-    float *unscale, *bias, *norm, *rounding, *slack;
+    float *unscale, *bias, *norm, *rounding, *slack; /* bias: less the threshold, for JumpReLU */
+    struct widest {
+        float norm, rounding, slack;
+    } *widest; /* of each panel */
     float *spare; /* the same memory, for other uses between passes: SPARE_ARRAYS * LISTS * capacity at least */
 };
 enum { SPARE_ARRAYS = 4 };
@@ -147,6 +150,7 @@ static inline float key_rank(int32_t key) {
     return key == INT32_MAX ? HUGE_VALF : key == INT32_MIN ? -HUGE_VALF : rank;
 }
 
+static inline float larger(float a, float b) { return b > a || b != b ? b : a; }
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 /* The next `bytes` of scratch; the size is summed up where there is no scratch yet. */
@@ -166,6 +170,7 @@ static size_t place_block(struct block *b, char *at, const struct encode *e) {
     b->norm = take(at, &used, features * sizeof(float));
     b->rounding = take(at, &used, features * sizeof(float));
     b->slack = take(at, &used, features * sizeof(float));
+    b->widest = take(at, &used, features / SAE_PANEL * sizeof *b->widest);
     b->spare = (float *)(void *)at;
     size_t spare = (size_t)SPARE_ARRAYS * (size_t)LISTS * (size_t)e->capacity * sizeof(float);
     return used > spare ? used : (spare + 63) / 64 * 64;
@@ -249,18 +254,6 @@ static int compact(struct list l, int n, int K, bool exact, int32_t *bound) {
     return kept;
 }
 
-/* Which of 32 values do not lie below the bound (NaN does not). */
-static inline uint32_t reaching_mask(const float *value, float bound) {
-#ifdef __AVX512F__
-    __m512 b = _mm512_set1_ps(bound);
-    return (uint32_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(value), b, _CMP_NLT_UQ) | (uint32_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(value + 16), b, _CMP_NLT_UQ) << 16;
-#else
-    uint32_t mask = 0;
-    for (int j = 0; j < SAE_PANEL; j++) mask |= (uint32_t)!(value[j] < bound) << j;
-    return mask;
-#endif
-}
-
 /* Room for another panel: raises the row's bound and drops what lies below it. */
 static int make_room(const struct encode *e, struct list l, int n, int row) {
     if (n <= e->capacity - SAE_PANEL) return n;
@@ -282,34 +275,58 @@ static void pack_block(const struct encode *e, struct block *b, int first, int c
         sae_screen_panel(b->panels + (size_t)(p / SAE_PANEL) * panel, b->rounded + p, w, count - p < SAE_PANEL ? count - p : SAE_PANEL, e->d, b->temporary);
     }
     for (int j = 0; j < count; j++) {
-        float scale = e->rank_scale ? e->rank_scale[first + j] : 1, size = fabs(scale);
+        float scale = e->rank_scale ? e->rank_scale[first + j] : 1, size = fabs(scale), threshold = e->threshold ? e->threshold[first + j] : 0;
         b->unscale[j] = b->rounded[j].unscale * scale;
-        b->bias[j] = e->b_e[first + j] * scale;
+        b->bias[j] = e->b_e[first + j] * scale - threshold;
         b->norm[j] = b->rounded[j].norm * size;
         b->rounding[j] = b->rounded[j].rounding * size;
-        b->slack[j] = fabs(b->bias[j]) * 0x1p-20f;
+        b->slack[j] = (fabs(e->b_e[first + j] * scale) + fabs(threshold)) * 0x1p-20f;
     }
     for (int j = count; j < round_up(count, SAE_PANEL); j++) b->unscale[j] = b->bias[j] = b->norm[j] = b->rounding[j] = b->slack[j] = 0;
+    for (int p = 0; p < count; p += SAE_PANEL) {
+        struct widest w = {0, 0, 0};
+        for (int j = p; j < p + SAE_PANEL; j++) {
+            w.norm = larger(w.norm, b->norm[j]);
+            w.rounding = larger(w.rounding, b->rounding[j]);
+            w.slack = larger(w.slack, b->slack[j]);
+        }
+        b->widest[p / SAE_PANEL] = w;
+    }
 }
 
 static inline float center_of(const struct block *b, int j, struct row r, int32_t sum) { return fma((float)sum * r.unscale, b->unscale[j], b->bias[j]); }
-static inline float spread_of(const struct block *b, int j, struct row r) { return fma(r.spread, b->norm[j], fma(r.norm, b->rounding[j], b->slack[j])); }
+static inline float spread_of(float norm, float rounding, float slack, struct row r) { return fma(r.spread, norm, fma(r.norm, rounding, slack)); }
 
-/* One row of a tile: lists the features of panel p whose interval reaches the bound, or the threshold. */
+/* Which of a panel's 32 centers do not lie below reach (NaN does not). */
+static inline uint32_t reaching_mask(const struct block *b, int p, struct row r, const int32_t *sum, float reach) {
+#ifdef __AVX512F__
+    const __m512 unscale = _mm512_set1_ps(r.unscale), least = _mm512_set1_ps(reach);
+    __m512 low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum)), unscale), high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum + 16)), unscale);
+    low = _mm512_fmadd_ps(low, _mm512_loadu_ps(b->unscale + p), _mm512_loadu_ps(b->bias + p));
+    high = _mm512_fmadd_ps(high, _mm512_loadu_ps(b->unscale + p + 16), _mm512_loadu_ps(b->bias + p + 16));
+    return (uint32_t)_mm512_cmp_ps_mask(low, least, _CMP_NLT_UQ) | (uint32_t)_mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ) << 16;
+#else
+    uint32_t mask = 0;
+    for (int j = 0; j < SAE_PANEL; j++) mask |= (uint32_t)!(center_of(b, p + j, r, sum[j]) < reach) << j;
+    return mask;
+#endif
+}
+
+/* One row of a tile: lists the features of panel p whose interval reaches the bound (for JumpReLU 0, the threshold being
+ * part of the bias). All centers are first held against the panel's widest interval, the few that pass against their own. */
 static inline void screen_row(const struct encode *e, const struct block *b, int which, int row, const int32_t *sum, int first, int p, uint32_t valid) {
     struct row r = e->row[row];
-    float upper[SAE_PANEL], bound = atomic_load_explicit(&e->bound[row], memory_order_relaxed);
-    for (int j = 0; j < SAE_PANEL; j++) upper[j] = center_of(b, p + j, r, sum[j]) + spread_of(b, p + j, r);
-    if (e->threshold)
-        for (int j = 0; j < SAE_PANEL; j++) upper[j] -= valid >> j & 1 ? e->threshold[first + p + j] : 0;
-    uint32_t mask = reaching_mask(upper, bound) & valid;
+    struct widest w = b->widest[p / SAE_PANEL];
+    float bound = atomic_load_explicit(&e->bound[row], memory_order_relaxed);
+    uint32_t mask = reaching_mask(b, p, r, sum, bound - spread_of(w.norm, w.rounding, w.slack, r)) & valid;
     if (!mask) return;
     int *count = e->count + cpu_offset(which, e->rows) + row, n = *count;
     if (n < 0) return;
     struct list l = list_of(e, which, row);
     for (; mask; mask &= mask - 1) {
         int j = __builtin_ctz(mask);
-        float center = center_of(b, p + j, r, sum[j]), spread = spread_of(b, p + j, r), low = center - spread;
+        float center = center_of(b, p + j, r, sum[j]), spread = spread_of(b->norm[p + j], b->rounding[p + j], b->slack[p + j], r), low = center - spread;
+        if (center + spread < bound) continue;
         l.low[n] = low != low ? INT32_MIN : rank_key(low);
         l.high[n] = rank_key(center + spread);
         l.index[n++] = first + p + j;
