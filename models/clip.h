@@ -17,12 +17,12 @@ struct clip_layer {
 };
 struct clip {
     struct clip_config config;
-    int patches;                /* n */
-    act_t *class_row;           /* (C) */
-    act_t *patch;               /* (C, 3*P*P) */
-    act_t *position;            /* (1+n, C) */
+    int patches;                    /* n */
+    act_t *class_row;               /* (C) */
+    act_t *patch;                   /* (C, 3*P*P) */
+    act_t *position;                /* (1+n, C) */
     act_t *pre_norm_w, *pre_norm_b; /* (C) */
-    struct clip_layer *layer;   /* all config.L of them */
+    struct clip_layer *layer;       /* all config.L of them */
     struct buffer weights, scratch;
 };
 /* w->dev NULL: only checks names, dtypes and shapes. */
@@ -31,5 +31,6 @@ void clip_close(struct clip *m, struct device *dev);
 /* Runs `layers` layers over B pictures, or more where a vision probe asks for a later one.
  *   pixels [in] host (B, 3, S, S) f32
  *   selected [out] (B*n, C) device: output of `layers` layers without the class row; (B*(1+n), C) with keep_class */
-int clip_forward(struct clip *m, struct device *dev, act_t *selected, const float *pixels, int B, int layers, bool keep_class, const struct probes *probes, struct error *err);
+int clip_forward(struct clip *m, struct device *dev, act_t *selected, const float *pixels, int B, int layers, bool keep_class,
+                 const struct probes *probes, struct error *err);
 #endif

@@ -5,11 +5,24 @@
 #include "models/model.h"
 
 /* The options of every such command: --model, --vision-tower, --template, --batch. */
-#define MODEL_OPTIONS                                                                                                                                  \
-    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "Hugging Face folder of a LLaMA, LLaVA or CLIP checkpoint"},                    \
-        {.name = "--vision-tower", .value = "DIR", .type = OPTION_TEXT, .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"}, \
-        {.name = "--template", .value = "NAME", .type = OPTION_TEXT, .help = "conversation template of `question`: llama_3_1, vicuna_v1, plain, llama3"},               \
-        {.name = "--batch", .type = OPTION_INT, .low = 1, .high = 4096, .fallback = "8", .help = "samples in one forward pass; changes nothing beyond f32 rounding"}
+#define MODEL_OPTIONS                                                                                                                      \
+    {.name = "--model",                                                                                                                    \
+     .value = "DIR",                                                                                                                       \
+     .type = OPTION_TEXT,                                                                                                                  \
+     .required = true,                                                                                                                     \
+     .help = "Hugging Face folder of a LLaMA, LLaVA or CLIP checkpoint"},                                                                  \
+        {.name = "--vision-tower",                                                                                                         \
+         .value = "DIR",                                                                                                                   \
+         .type = OPTION_TEXT,                                                                                                              \
+         .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},                                     \
+        {.name = "--template",                                                                                                             \
+         .value = "NAME",                                                                                                                  \
+         .type = OPTION_TEXT,                                                                                                              \
+         .help = "conversation template of `question`: llama_3_1, vicuna_v1, plain, llama3"},                                              \
+    {                                                                                                                                      \
+        .name = "--batch", .type = OPTION_INT, .low = 1, .high = 4096, .fallback = "8",                                                    \
+        .help = "samples in one forward pass; changes nothing beyond f32 rounding"                                                         \
+    }
 /* Opens the device (m->dev) and the model. command_close undoes both. */
 int command_open(struct model *m, const struct command *self, struct error *err);
 void command_close(struct model *m);

@@ -8,11 +8,10 @@
 #include <string.h>
 
 /* One sample from --image, --prompt, --question. */
-static int sample_of_options(struct samples *s, const struct command *self, struct error *err)
-{
-    const char *image = option(self, "--image")->text, *prompt = option(self, "--prompt")->text, *question = option(self, "--question")->text;
-    if (!prompt == !question)
-        return fail(err, "generate: give one of --prompt, --question, --data");
+static int sample_of_options(struct samples *s, const struct command *self, struct error *err) {
+    const char *image = option(self, "--image")->text, *prompt = option(self, "--prompt")->text,
+               *question = option(self, "--question")->text;
+    if (!prompt == !question) return fail(err, "generate: give one of --prompt, --question, --data");
     s->at = memory_take(1, sizeof *s->at);
     s->count = 1;
     s->path = memory_string("command line");
@@ -25,27 +24,24 @@ static int sample_of_options(struct samples *s, const struct command *self, stru
     return 0;
 }
 
-static json_t *id_list(const int *ids, int n)
-{
+static json_t *id_list(const int *ids, int n) {
     json_t *list = json_array();
-    for (int i = 0; i < n; i++)
-        json_array_append_new(list, json_integer(ids[i]));
+    for (int i = 0; i < n; i++) json_array_append_new(list, json_integer(ids[i]));
     return list;
 }
 
-static void print_answer(const struct model *m, const struct sample *s, const int *prompt, int n_prompt, const int *ids, int n, bool stopped, bool json, bool many)
-{
+static void print_answer(const struct model *m, const struct sample *s, const int *prompt, int n_prompt, const int *ids, int n,
+                         bool stopped, bool json, bool many) {
     char *text = tokenizer_decode(m->tokenizer, ids, (size_t)n, true);
     if (!json) {
-        if (many)
-            printf("%s: ", s->id);
+        if (many) printf("%s: ", s->id);
         puts(text);
         free(text);
         return;
     }
     json_t *id = json_loads(s->id, JSON_DECODE_ANY, NULL);
-    json_t *line = json_pack("{s:o, s:o, s:o, s:s, s:s}", "id", id ? id : json_null(), "prompt_ids", id_list(prompt, n_prompt), "ids", id_list(ids, n), "text", text, "stopped",
-                             stopped ? "eos" : "length");
+    json_t *line = json_pack("{s:o, s:o, s:o, s:s, s:s}", "id", id ? id : json_null(), "prompt_ids", id_list(prompt, n_prompt), "ids",
+                             id_list(ids, n), "text", text, "stopped", stopped ? "eos" : "length");
     char *dump = json_dumps(line, JSON_COMPACT);
     puts(dump);
     free(dump);
@@ -53,18 +49,16 @@ static void print_answer(const struct model *m, const struct sample *s, const in
     free(text);
 }
 
-static int answer(struct model *m, const struct samples *s, size_t first, size_t count, int max_new, bool json, struct error *err)
-{
+static int answer(struct model *m, const struct samples *s, size_t first, size_t count, int max_new, bool json, struct error *err) {
     struct batch b;
     int *ids, *lengths;
     bool *stopped;
-    if (model_batch(m, &b, s, first, count, false, err))
-        return -1;
+    if (model_batch(m, &b, s, first, count, false, err)) return -1;
     int status = model_generate(m, &b, max_new, NULL, 0, &ids, &lengths, &stopped, err);
     if (!status) {
         for (int i = 0; i < b.n_samples; i++)
-            print_answer(m, &s->at[first + (size_t)i], b.ids + b.cu_seqlens[i], b.cu_seqlens[i + 1] - b.cu_seqlens[i], ids + (size_t)i * (size_t)max_new, lengths[i], stopped[i], json,
-                         s->count > 1);
+            print_answer(m, &s->at[first + (size_t)i], b.ids + b.cu_seqlens[i], b.cu_seqlens[i + 1] - b.cu_seqlens[i],
+                         ids + (size_t)i * (size_t)max_new, lengths[i], stopped[i], json, s->count > 1);
         free(ids);
         free(lengths);
         free(stopped);
@@ -73,8 +67,7 @@ static int answer(struct model *m, const struct samples *s, size_t first, size_t
     return status;
 }
 
-static int run(const struct command *self, struct error *err)
-{
+static int run(const struct command *self, struct error *err) {
     const char *data = option(self, "--data")->text;
     const size_t size = (size_t)option(self, "--batch")->number;
     struct model m = {0};
@@ -85,21 +78,18 @@ static int run(const struct command *self, struct error *err)
         fail(err, "generate: --data brings its own pictures and questions; leave out --image, --prompt, --question");
         goto cleanup;
     }
-    if ((data ? samples_open(&s, data, err) : sample_of_options(&s, self, err)) || command_open(&m, self, err))
-        goto cleanup;
+    if ((data ? samples_open(&s, data, err) : sample_of_options(&s, self, err)) || command_open(&m, self, err)) goto cleanup;
     progress_start(&progress, "generate", "samples", (long)s.count);
     for (size_t first = 0; first < s.count; first += size) {
         const size_t count = s.count - first < size ? s.count - first : size;
-        if (answer(&m, &s, first, count, (int)option(self, "--max-new-tokens")->number, option(self, "--json")->given, err))
-            goto cleanup;
+        if (answer(&m, &s, first, count, (int)option(self, "--max-new-tokens")->number, option(self, "--json")->given, err)) goto cleanup;
         progress_update(&progress, (long)(first + count), NULL);
     }
     progress_end(&progress);
     status = 0;
 cleanup:
     samples_free(&s);
-    if (m.dev)
-        command_close(&m);
+    if (m.dev) command_close(&m);
     return status;
 }
 

@@ -10,21 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-void info_problem(void *context, const char *sentence)
-{
+void info_problem(void *context, const char *sentence) {
     struct info *info = context;
-    if (json_array_size(info->problems) < 100)
-        json_array_append_new(info->problems, json_string(sentence));
+    if (json_array_size(info->problems) < 100) json_array_append_new(info->problems, json_string(sentence));
 }
 
-void info_dim(struct info *info, const char *name, long value)
-{
-    json_object_set_new(info->dims, name, json_integer(value));
-}
+void info_dim(struct info *info, const char *name, long value) { json_object_set_new(info->dims, name, json_integer(value)); }
 
 /* Counts of the files behind st: parameters are floating-point elements (buffers such as inv_freq and position_ids are none). */
-void info_count(struct info *info, const struct safetensors *st)
-{
+void info_count(struct info *info, const struct safetensors *st) {
     for (int i = 0; i < safetensors_files(st); i++) {
         size_t bytes;
         const char *path = safetensors_file(st, i, &bytes), *slash = strrchr(path, '/');
@@ -41,8 +35,7 @@ void info_count(struct info *info, const struct safetensors *st)
     }
 }
 
-static void dims_llm(struct info *info, const struct llama_config *c)
-{
+static void dims_llm(struct info *info, const struct llama_config *c) {
     info_dim(info, "n_layers", c->L);
     info_dim(info, "d_model", c->C);
     info_dim(info, "n_heads", c->H);
@@ -53,8 +46,7 @@ static void dims_llm(struct info *info, const struct llama_config *c)
     info_dim(info, "max_positions", c->max_positions);
 }
 
-static void dims_tower(struct info *info, const struct clip_config *c)
-{
+static void dims_tower(struct info *info, const struct clip_config *c) {
     info_dim(info, "vision_layers", c->L);
     info_dim(info, "vision_width", c->C);
     info_dim(info, "vision_heads", c->H);
@@ -64,8 +56,7 @@ static void dims_tower(struct info *info, const struct clip_config *c)
 }
 
 /* Walks every tensor that the config promises; faults go to info->problems. */
-static void check_weights(struct info *info, const struct checkpoint_config *c, const struct safetensors *st)
-{
+static void check_weights(struct info *info, const struct checkpoint_config *c, const struct safetensors *st) {
     struct weights w = {.st = st, .path = info->path, .report = info_problem, .context = info};
     struct weight_names names;
     struct error err;
@@ -88,71 +79,64 @@ static void check_weights(struct info *info, const struct checkpoint_config *c, 
 }
 
 /* The original layout's tower stands in another folder; its dims are needed to check projector and rows. */
-static void look_for_tower(struct info *info, struct checkpoint_config *c, const char *option, bool in_file)
-{
+static void look_for_tower(struct info *info, struct checkpoint_config *c, const char *option, bool in_file) {
     struct error err;
     char *folder = tower_folder(info->path, option, c->llava.vision_tower);
     if (folder ? !config_tower_open(&c->clip, folder, &err) : config_tower_known(&c->clip, c->llava.vision_tower))
         c->has_tower = !config_select(c, info->path, &err);
     else if (!folder)
-        fail(&err, "%s: the vision tower \"%s\" is not on this disk; name its folder with --vision-tower DIR", info->path, c->llava.vision_tower);
+        fail(&err, "%s: the vision tower \"%s\" is not on this disk; name its folder with --vision-tower DIR", info->path,
+             c->llava.vision_tower);
     if (!c->has_tower)
         info_problem(info, err.text);
     else if (!folder && !in_file) {
-        fail(&err, "%s: the weights of the vision tower \"%s\" are neither in the folder's files nor on this disk; --vision-tower DIR names them", info->path, c->llava.vision_tower);
+        fail(&err,
+             "%s: the weights of the vision tower \"%s\" are neither in the folder's files nor on this disk; --vision-tower DIR names them",
+             info->path, c->llava.vision_tower);
         info_problem(info, err.text);
     }
     free(folder);
 }
 
-static void describe_checkpoint(struct info *info, struct checkpoint_config *c, const struct safetensors *st, const char *vision_tower)
-{
+static void describe_checkpoint(struct info *info, struct checkpoint_config *c, const struct safetensors *st, const char *vision_tower) {
     struct weight_names names = {0};
     struct error err;
-    if (st)
-        weight_names_find(&names, st);
-    if (c->layout == LAYOUT_LLAVA)
-        look_for_tower(info, c, vision_tower, names.tower != NULL);
-    if (c->has_llm)
-        dims_llm(info, &c->llm);
-    if (c->has_tower)
-        dims_tower(info, &c->clip);
+    if (st) weight_names_find(&names, st);
+    if (c->layout == LAYOUT_LLAVA) look_for_tower(info, c, vision_tower, names.tower != NULL);
+    if (c->has_llm) dims_llm(info, &c->llm);
+    if (c->has_tower) dims_tower(info, &c->clip);
     if (c->has_tower && c->has_llm) {
         const int side = c->clip.S / c->clip.P;
         info_dim(info, "image_rows", side * side + (c->llava.class_row ? 1 : 0));
         info_dim(info, "selected_vision_layer", c->llava.selected - 1);
     }
-    if (st)
-        check_weights(info, c, st);
+    if (st) check_weights(info, c, st);
     if (c->has_llm) {
         struct tokenizer *tokenizer = NULL;
-        if (tokenizer_open(&tokenizer, info->path, &err))
-            info_problem(info, err.text);
+        if (tokenizer_open(&tokenizer, info->path, &err)) info_problem(info, err.text);
         tokenizer_close(tokenizer);
     }
 }
 
 /* A checkpoint whose config.json cannot be read is told by its tensors. */
-static bool kind_of_tensors(struct info *info, const struct safetensors *st)
-{
+static bool kind_of_tensors(struct info *info, const struct safetensors *st) {
     struct weight_names names;
     weight_names_find(&names, st);
-    if (!names.llm && !names.tower)
-        return false;
+    if (!names.llm && !names.tower) return false;
     info->kind = !names.llm ? "clip" : names.projector ? "llava" : "llm";
     info->format = !names.llm ? "clip" : !names.projector ? "llama" : names.projector_hf ? "llava-hf" : "llava";
     return true;
 }
 
-static int inspect(struct info *info, const char *vision_tower, struct error *err)
-{
+static int inspect(struct info *info, const char *vision_tower, struct error *err) {
     struct checkpoint_config config = {0};
     struct safetensors *st = NULL;
     struct error why_config, why_weights;
-    if (info_dictionary(info))
-        return 0;
+    if (info_dictionary(info)) return 0;
     if (!dir_exists(info->path))
-        return fail(err, "%s: no such folder, nor a dictionary's file; give a Hugging Face folder of LLaMA, LLaVA or CLIP, or a sparse dictionary", info->path);
+        return fail(
+            err, "%s: no such folder, nor a dictionary's file; give a Hugging Face folder of LLaMA, LLaVA or CLIP, or a sparse dictionary",
+            info->path);
     const bool config_ok = !config_open(&config, info->path, &why_config);
     const bool weights_ok = !safetensors_open(&st, info->path, &why_weights);
     static const char *const kinds[] = {"llm", "clip", "llava", "llava"};
@@ -164,28 +148,29 @@ static int inspect(struct info *info, const char *vision_tower, struct error *er
         *err = why_config;
         return -1;
     }
-    if (!config_ok)
-        info_problem(info, why_config.text);
+    if (!config_ok) info_problem(info, why_config.text);
     if (!weights_ok)
         info_problem(info, why_weights.text);
     else
         info_count(info, st);
-    if (config_ok)
-        describe_checkpoint(info, &config, weights_ok ? st : NULL, vision_tower);
+    if (config_ok) describe_checkpoint(info, &config, weights_ok ? st : NULL, vision_tower);
     safetensors_close(st);
     return 0;
 }
 
-static void print_text(const struct info *info)
-{
+static void print_text(const struct info *info) {
     const char *key;
     json_t *value;
     size_t i;
-    printf("%s\n  %s, %s layout\n", info->path, !strcmp(info->kind, "llm") ? "language model" : !strcmp(info->kind, "clip") ? "vision tower" : !strcmp(info->kind, "llava") ? "vision-language model" : "sparse dictionary",
+    printf("%s\n  %s, %s layout\n", info->path,
+           !strcmp(info->kind, "llm")     ? "language model"
+           : !strcmp(info->kind, "clip")  ? "vision tower"
+           : !strcmp(info->kind, "llava") ? "vision-language model"
+                                          : "sparse dictionary",
            info->format);
-    printf("  %zu parameters, %.1f MB in %zu file%s", info->parameters, (double)info->bytes / 1e6, json_array_size(info->files), json_array_size(info->files) == 1 ? "" : "s");
-    json_object_foreach(info->dtypes, key, value)
-        printf(", %s", key);
+    printf("  %zu parameters, %.1f MB in %zu file%s", info->parameters, (double)info->bytes / 1e6, json_array_size(info->files),
+           json_array_size(info->files) == 1 ? "" : "s");
+    json_object_foreach(info->dtypes, key, value) printf(", %s", key);
     puts("");
     json_object_foreach(info->dims, key, value) {
         if (json_is_string(value))
@@ -197,17 +182,20 @@ static void print_text(const struct info *info)
     }
     if (json_array_size(info->problems))
         printf("  %zu problem%s:\n", json_array_size(info->problems), json_array_size(info->problems) == 1 ? "" : "s");
-    json_array_foreach(info->problems, i, value)
-        printf("    %s\n", json_string_value(value));
+    json_array_foreach(info->problems, i, value) printf("    %s\n", json_string_value(value));
 }
 
-static int run(const struct command *self, struct error *err)
-{
-    struct info info = {.path = option(self, "PATH")->text, .dims = json_object(), .dtypes = json_object(), .files = json_array(), .problems = json_array()};
+static int run(const struct command *self, struct error *err) {
+    struct info info = {.path = option(self, "PATH")->text,
+                        .dims = json_object(),
+                        .dtypes = json_object(),
+                        .files = json_array(),
+                        .problems = json_array()};
     int status = inspect(&info, option(self, "--vision-tower")->text, err);
     if (!status && option(self, "--json")->given) {
-        json_t *root = json_pack("{s:s, s:s, s:O, s:I, s:O, s:I, s:O, s:O}", "kind", info.kind, "format", info.format, "dims", info.dims, "parameters", (json_int_t)info.parameters,
-                                 "dtypes", info.dtypes, "bytes", (json_int_t)info.bytes, "files", info.files, "problems", info.problems);
+        json_t *root = json_pack("{s:s, s:s, s:O, s:I, s:O, s:I, s:O, s:O}", "kind", info.kind, "format", info.format, "dims", info.dims,
+                                 "parameters", (json_int_t)info.parameters, "dtypes", info.dtypes, "bytes", (json_int_t)info.bytes, "files",
+                                 info.files, "problems", info.problems);
         char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(9));
         puts(text);
         free(text);
@@ -224,7 +212,10 @@ static int run(const struct command *self, struct error *err)
 
 static struct option options[] = {
     {.name = "PATH", .type = OPTION_TEXT, .required = true, .help = "folder of a checkpoint, or folder or file of a sparse dictionary"},
-    {.name = "--vision-tower", .value = "DIR", .type = OPTION_TEXT, .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},
+    {.name = "--vision-tower",
+     .value = "DIR",
+     .type = OPTION_TEXT,
+     .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},
     {.name = "--json", .type = OPTION_FLAG, .help = "kind, format, dims, parameters, dtypes, bytes, files, problems as one JSON object"},
     {.name = NULL},
 };

@@ -28,15 +28,15 @@ struct clip_config {
     bool exact_gelu; /* hidden_act "gelu"; else quick_gelu */
 };
 struct llava_config {
-    int selected;         /* index into hidden_states, from 0: that many tower layers are run */
-    bool class_row;       /* the class row is kept among the image rows */
+    int selected;   /* index into hidden_states, from 0: that many tower layers are run */
+    bool class_row; /* the class row is kept among the image rows */
     enum projector_type projector;
     int projector_linears; /* 1 for linear, 2 for mlp2x_gelu, ... */
     bool projector_bias;
-    int image_token;      /* llava-hf: image_token_index, else -1 */
-    bool pad_square;      /* image_aspect_ratio "pad" */
+    int image_token;        /* llava-hf: image_token_index, else -1 */
+    bool pad_square;        /* image_aspect_ratio "pad" */
     char vision_tower[512]; /* original layout: mm_vision_tower */
-    int select_layer;     /* as written, -2: resolved by config_select once the tower's dims are known */
+    int select_layer;       /* as written, -2: resolved by config_select once the tower's dims are known */
 };
 struct checkpoint_config {
     bool known; /* the layout could be told, even where config_open failed later */

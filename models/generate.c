@@ -10,35 +10,30 @@
 struct generation {
     struct model *m;
     int S, max_new;
-    int *ids;       /* (S, max_new) */
-    int *lengths;   /* (S) */
-    bool *stopped;  /* (S) */
+    int *ids;      /* (S, max_new) */
+    int *lengths;  /* (S) */
+    bool *stopped; /* (S) */
     struct kv_cache cache;
     int *cache_row; /* (S): where each sample's keys begin */
     int *known;     /* (S): keys in the cache */
 };
 
-static bool is_eos(const struct model *m, int id)
-{
+static bool is_eos(const struct model *m, int id) {
     for (int i = 0; i < m->n_eos; i++)
-        if (m->eos[i] == id)
-            return true;
+        if (m->eos[i] == id) return true;
     return false;
 }
 
-static int open_cache(struct generation *g, const struct batch *b, struct error *err)
-{
+static int open_cache(struct generation *g, const struct batch *b, struct error *err) {
     const struct llama *llm = g->m->llm;
     size_t rows = 0;
     for (int i = 0; i < g->S; i++) {
         g->cache_row[i] = (int)rows;
         rows += (size_t)(b->cu_seqlens[i + 1] - b->cu_seqlens[i]) + (size_t)g->max_new;
     }
-    if (rows > INT_MAX)
-        return fail(err, "a key-value cache of %zu tokens is too long; use a smaller --batch or fewer new tokens", rows);
+    if (rows > INT_MAX) return fail(err, "a key-value cache of %zu tokens is too long; use a smaller --batch or fewer new tokens", rows);
     const size_t count = (size_t)llm->layers * rows * (size_t)llm->config.G * (size_t)llm->config.D;
-    if (buffer_reserve(&g->m->state->cache, g->m->dev, 2 * count * sizeof(act_t), "the key-value cache", err))
-        return -1;
+    if (buffer_reserve(&g->m->state->cache, g->m->dev, 2 * count * sizeof(act_t), "the key-value cache", err)) return -1;
     g->cache.k = g->m->state->cache.data;
     g->cache.v = g->cache.k + count;
     g->cache.rows = rows;
@@ -47,8 +42,8 @@ static int open_cache(struct generation *g, const struct batch *b, struct error 
 
 /* One pass over b (the prompts, or one new token a sample), keys appended to the cache; next [out] (b->n_samples) the argmax
  * after each sample's last row. member[i]: which sample of the generation b's i-th is. */
-static int step(struct generation *g, const struct batch *b, const int *member, const struct probe *probes, int n_probes, int *next, struct error *err)
-{
+static int step(struct generation *g, const struct batch *b, const int *member, const struct probe *probes, int n_probes, int *next,
+                struct error *err) {
     struct model *m = g->m;
     const struct probes set = {probes, n_probes, b};
     const int S = b->n_samples;
@@ -66,8 +61,8 @@ static int step(struct generation *g, const struct batch *b, const int *member, 
     g->cache.q_start = b->cu_seqlens;
     g->cache.store_row = store_row;
     rows.cache = &g->cache;
-    if (model_image_rows(m, b, &set, true, &rows.image_rows, err) || model_upload_rows(m, &rows, b, k_start, k_length, err) || model_logits(m, S, &logits, &argmax, err) ||
-        llama_forward(m->llm, m->dev, &rows, &set, logits, err))
+    if (model_image_rows(m, b, &set, true, &rows.image_rows, err) || model_upload_rows(m, &rows, b, k_start, k_length, err) ||
+        model_logits(m, S, &logits, &argmax, err) || llama_forward(m->llm, m->dev, &rows, &set, logits, err))
         goto cleanup;
     argmax_rows(m->dev, argmax, logits, S, m->vocab);
     device_download(m->dev, next, argmax, (size_t)S * sizeof *next);
@@ -78,13 +73,11 @@ cleanup:
 }
 
 /* The new tokens of the samples still going, one row each, as a batch of kind answer. Its arrays have room for S samples. */
-static void step_batch(struct batch *b, int *member, const struct generation *g, const struct batch *prompts)
-{
+static void step_batch(struct batch *b, int *member, const struct generation *g, const struct batch *prompts) {
     b->n_samples = b->n_tokens = 0;
     b->longest = 1;
     for (int s = 0; s < g->S; s++) {
-        if (g->stopped[s])
-            continue;
+        if (g->stopped[s]) continue;
         const int i = b->n_samples++;
         member[i] = s;
         b->cu_seqlens[i] = i;
@@ -98,8 +91,7 @@ static void step_batch(struct batch *b, int *member, const struct generation *g,
     b->n_tokens = b->n_samples;
 }
 
-static void step_batch_open(struct batch *b, size_t S)
-{
+static void step_batch_open(struct batch *b, size_t S) {
     memset(b, 0, sizeof *b);
     b->cu_seqlens = memory_take(S + 1, sizeof *b->cu_seqlens);
     b->ids = memory_take(S, sizeof *b->ids);
@@ -110,24 +102,20 @@ static void step_batch_open(struct batch *b, size_t S)
     b->picture = memory_take(S, sizeof *b->picture);
 }
 
-static int run(struct generation *g, const struct batch *prompts, const struct probe *probes, int n_probes, struct error *err)
-{
+static int run(struct generation *g, const struct batch *prompts, const struct probe *probes, int n_probes, struct error *err) {
     struct batch b = {0};
     int status = -1;
     int *member = memory_take((size_t)g->S, sizeof *member), *next = memory_take((size_t)g->S, sizeof *next);
     step_batch_open(&b, (size_t)g->S);
-    for (int s = 0; s < g->S; s++)
-        member[s] = s;
+    for (int s = 0; s < g->S; s++) member[s] = s;
     const struct batch *now = prompts;
     for (int t = 0; t < g->max_new; t++) {
         if (t > 0) {
             step_batch(&b, member, g, prompts);
             now = &b;
         }
-        if (now->n_samples == 0)
-            break;
-        if (step(g, now, member, probes, n_probes, next, err))
-            goto cleanup;
+        if (now->n_samples == 0) break;
+        if (step(g, now, member, probes, n_probes, next, err)) goto cleanup;
         for (int i = 0; i < now->n_samples; i++) {
             const int s = member[i];
             g->ids[(size_t)s * (size_t)g->max_new + (size_t)g->lengths[s]++] = next[i];
@@ -142,8 +130,8 @@ cleanup:
     return status;
 }
 
-int model_generate(struct model *m, const struct batch *b, int max_new, const struct probe *probes, int n_probes, int **ids, int **lengths, bool **stopped, struct error *err)
-{
+int model_generate(struct model *m, const struct batch *b, int max_new, const struct probe *probes, int n_probes, int **ids, int **lengths,
+                   bool **stopped, struct error *err) {
     const size_t S = (size_t)b->n_samples;
     struct generation g = {.m = m, .S = b->n_samples, .max_new = max_new};
     int status = -1;

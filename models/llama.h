@@ -29,18 +29,18 @@ struct llama_scratch {
 };
 struct llama {
     struct llama_config config;
-    int layers;               /* loaded: at most config.L */
-    act_t *embed;             /* (V, C) */
-    act_t *final_norm;        /* (C), NULL when fewer than config.L layers are loaded */
-    act_t *head;              /* (V, C), embed when tied; NULL likewise */
+    int layers;        /* loaded: at most config.L */
+    act_t *embed;      /* (V, C) */
+    act_t *final_norm; /* (C), NULL when fewer than config.L layers are loaded */
+    act_t *head;       /* (V, C), embed when tied; NULL likewise */
     struct llama_layer *layer;
-    real_t *cosine, *sine;    /* (positions, D/2) */
+    real_t *cosine, *sine; /* (positions, D/2) */
     int positions;
     struct buffer weights, rope, scratch, logits;
 };
 /* Keys and values of every layer, row-major by layer; sequence s owns rows k_start[s] .. of it. */
 struct kv_cache {
-    act_t *k, *v;         /* (L, rows, G, D) */
+    act_t *k, *v; /* (L, rows, G, D) */
     size_t rows;
     const int *q_start;   /* host (S+1), as in llama_rows */
     const int *store_row; /* host (S): the cache row of each sequence's first new key */
@@ -57,7 +57,8 @@ struct llama_rows {
 };
 
 /* Loads the first `layers` layers (0: all, with final norm and head). w->dev NULL: only checks names, dtypes and shapes. */
-int llama_open(struct llama *m, const struct llama_config *config, int layers, struct weights *w, const struct weight_names *names, struct error *err);
+int llama_open(struct llama *m, const struct llama_config *config, int layers, struct weights *w, const struct weight_names *names,
+               struct error *err);
 void llama_close(struct llama *m, struct device *dev);
 /* Rotary tables for positions below `positions`, grown by doubling. */
 int llama_reserve_positions(struct llama *m, struct device *dev, int positions, struct error *err);
@@ -65,5 +66,6 @@ int llama_reserve_positions(struct llama *m, struct device *dev, int positions, 
  *   last_logits [out] (S, V) real on the device, or NULL
  * Where only last_logits follow the last layer's keys, the rest of that layer runs for each sequence's last row alone.
  * Cost: 2 N times the parameters of the layers run, plus attention. */
-int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *rows, const struct probes *probes, real_t *last_logits, struct error *err);
+int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *rows, const struct probes *probes, real_t *last_logits,
+                  struct error *err);
 #endif

@@ -4,16 +4,14 @@
 #include "kernels/gemm.h"
 #include <string.h>
 
-static void layout_weights(struct llava *m, struct arena *a)
-{
+static void layout_weights(struct llava *m, struct arena *a) {
     for (int i = 0; i < m->config.projector_linears; i++) {
         m->w[i] = arena_acts(a, (size_t)m->out, (size_t)(i ? m->out : m->in));
         m->b[i] = m->config.projector_bias ? arena_acts(a, 1, (size_t)m->out) : NULL;
     }
 }
 
-static void place_weights(struct llava *m, struct weights *w, const struct weight_names *names)
-{
+static void place_weights(struct llava *m, struct weights *w, const struct weight_names *names) {
     const char *p = names->projector ? names->projector : m->config.image_token >= 0 ? "multi_modal_projector." : "model.mm_projector.";
     for (int i = 0; i < m->config.projector_linears; i++) {
         char at[32];
@@ -24,13 +22,12 @@ static void place_weights(struct llava *m, struct weights *w, const struct weigh
         else
             snprintf(at, sizeof at, "%d.", 2 * i); /* nn.Sequential with GELUs between */
         weights_place(w, m->w[i], SHAPE2(m->out, i ? m->out : m->in), p, "%sweight", at);
-        if (m->config.projector_bias)
-            weights_place(w, m->b[i], SHAPE1(m->out), p, "%sbias", at);
+        if (m->config.projector_bias) weights_place(w, m->b[i], SHAPE1(m->out), p, "%sbias", at);
     }
 }
 
-int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w, const struct weight_names *names, struct error *err)
-{
+int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w,
+               const struct weight_names *names, struct error *err) {
     const int side = tower->S / tower->P;
     memset(m, 0, sizeof *m);
     m->config = *config;
@@ -40,20 +37,17 @@ int llava_open(struct llava *m, const struct llava_config *config, const struct 
     w->checking = true;
     place_weights(m, w, names);
     w->checking = false;
-    if (w->faults || !w->dev)
-        return w->faults ? -1 : 0;
+    if (w->faults || !w->dev) return w->faults ? -1 : 0;
     struct arena a = {0};
     layout_weights(m, &a);
-    if (buffer_reserve(&m->weights, w->dev, a.used, "the projector's weights", err))
-        return -1;
+    if (buffer_reserve(&m->weights, w->dev, a.used, "the projector's weights", err)) return -1;
     a = (struct arena){.base = m->weights.data};
     layout_weights(m, &a);
     place_weights(m, w, names);
     return w->faults ? -1 : 0;
 }
 
-void llava_close(struct llava *m, struct device *dev)
-{
+void llava_close(struct llava *m, struct device *dev) {
     buffer_free(&m->weights, dev);
     buffer_free(&m->scratch, dev);
 }
@@ -63,29 +57,26 @@ struct llava_scratch {
     act_t *x, *y;    /* (R, C), in turns */
 };
 
-static void layout_scratch(struct llava_scratch *s, struct arena *a, const struct llava *m, size_t R)
-{
+static void layout_scratch(struct llava_scratch *s, struct arena *a, const struct llava *m, size_t R) {
     s->selected = arena_acts(a, R, (size_t)m->in);
     s->x = arena_acts(a, R, (size_t)m->out);
     s->y = arena_acts(a, R, (size_t)m->out);
 }
 
-int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B, bool projector, const struct probes *probes, struct error *err)
-{
+int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B,
+                     bool projector, const struct probes *probes, struct error *err) {
     const int R = B * m->rows, C = m->out;
     struct llava_scratch s;
     struct arena a = {0};
     layout_scratch(&s, &a, m, (size_t)R);
-    if (buffer_reserve(&m->scratch, dev, a.used, "image rows", err))
-        return -1;
+    if (buffer_reserve(&m->scratch, dev, a.used, "image rows", err)) return -1;
     a = (struct arena){.base = m->scratch.data};
     layout_scratch(&s, &a, m, (size_t)R);
 
     if (clip_forward(tower, dev, s.selected, pixels, B, m->config.selected, m->config.class_row, probes, err) ||
         probes_run(probes, dev, PROBE_VISION_SELECTED, -1, s.selected, R, m->in, err))
         return -1;
-    if (!projector)
-        return 0;
+    if (!projector) return 0;
     linear_forward(dev, s.x, s.selected, m->w[0], m->b[0], R, m->in, C); /* x (R, C) */
     for (int i = 1; i < m->config.projector_linears; i++) {
         gelu_forward(dev, s.x, s.x, (size_t)R * (size_t)C);

@@ -6,16 +6,18 @@
 
 struct llava {
     struct llava_config config;
-    int in, out;             /* tower width, LLM width C */
-    int rows;                /* rows one picture becomes */
-    act_t *w[8], *b[8];      /* (out, in) then (out, out) ...; (out), NULL without bias */
+    int in, out;        /* tower width, LLM width C */
+    int rows;           /* rows one picture becomes */
+    act_t *w[8], *b[8]; /* (out, in) then (out, out) ...; (out), NULL without bias */
     struct buffer weights, scratch;
 };
 /* w->dev NULL: only checks. names->projector NULL is an error of the first missing tensor. */
-int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w, const struct weight_names *names, struct error *err);
+int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w,
+               const struct weight_names *names, struct error *err);
 void llava_close(struct llava *m, struct device *dev);
 /* Pictures to rows; probes vision.*, vision.selected and projector run on the way.
  *   image_rows [out] *image_rows = (B*rows, C) on the device, owned by m, valid until the next call
  *   pixels [in] host (B, 3, S, S)   projector: false stops before it (only vision points are asked for) */
-int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B, bool projector, const struct probes *probes, struct error *err);
+int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B,
+                     bool projector, const struct probes *probes, struct error *err);
 #endif

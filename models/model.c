@@ -7,12 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-int template_parse(const char *name, enum prompt_template *t, struct error *err)
-{
+int template_parse(const char *name, enum prompt_template *t, struct error *err) {
     static const struct {
         const char *name;
         enum prompt_template t;
-    } known[] = {{"llama_3_1", TEMPLATE_LLAMA_3_1}, {"vicuna_v1", TEMPLATE_VICUNA_V1}, {"plain", TEMPLATE_PLAIN}, {"llama3", TEMPLATE_CHAT_LLAMA3}};
+    } known[] = {
+        {"llama_3_1", TEMPLATE_LLAMA_3_1}, {"vicuna_v1", TEMPLATE_VICUNA_V1}, {"plain", TEMPLATE_PLAIN}, {"llama3", TEMPLATE_CHAT_LLAMA3}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) {
             *t = known[i].t;
@@ -21,8 +21,7 @@ int template_parse(const char *name, enum prompt_template *t, struct error *err)
     return fail(err, "--template %s: unknown; templates: llama_3_1, vicuna_v1, plain, llama3", name);
 }
 
-char *tower_folder(const char *dir, const char *option, const char *written)
-{
+char *tower_folder(const char *dir, const char *option, const char *written) {
     char *inside = *written ? path_join(dir, written) : NULL;
     char *found = NULL;
     if (option)
@@ -43,8 +42,7 @@ struct parts { /* of an opening; files closed at its end */
 };
 
 /* Dims and picture settings of the tower, before any weight is read. */
-static int find_tower(struct model *m, struct parts *p, const struct model_options *o, struct error *err)
-{
+static int find_tower(struct model *m, struct parts *p, const struct model_options *o, struct error *err) {
     struct checkpoint_config *c = &p->config;
     const char *settings = m->dir;
     if (c->layout == LAYOUT_LLAVA) {
@@ -52,79 +50,65 @@ static int find_tower(struct model *m, struct parts *p, const struct model_optio
         p->tower_dir = tower_folder(m->dir, o->vision_tower, written);
         settings = p->tower_dir;
         if (p->tower_dir) {
-            if (config_tower_open(&c->clip, p->tower_dir, err))
-                return -1;
+            if (config_tower_open(&c->clip, p->tower_dir, err)) return -1;
         } else if (!p->names.tower || !config_tower_known(&c->clip, written)) {
-            return fail(err, "%s/config.json: the vision tower \"%s\" is neither a folder beside the model nor a path%s; name its folder with --vision-tower DIR", m->dir, written,
-                        p->names.tower ? ", and its dimensions are not known by that name" : ", and its weights are not in the model's file");
+            return fail(err,
+                        "%s/config.json: the vision tower \"%s\" is neither a folder beside the model nor a path%s; name its folder with "
+                        "--vision-tower DIR",
+                        m->dir, written,
+                        p->names.tower ? ", and its dimensions are not known by that name"
+                                       : ", and its weights are not in the model's file");
         }
         c->has_tower = true;
-        if (config_select(c, m->dir, err))
-            return -1;
-        if (!p->names.tower && safetensors_open(&p->tower_st, p->tower_dir, err))
-            return -1;
-        if (p->tower_st)
-            weight_names_find(&p->tower_names, p->tower_st);
+        if (config_select(c, m->dir, err)) return -1;
+        if (!p->names.tower && safetensors_open(&p->tower_st, p->tower_dir, err)) return -1;
+        if (p->tower_st) weight_names_find(&p->tower_names, p->tower_st);
     }
-    if (preprocess_open(&m->preprocess, settings, err))
-        return -1;
-    if (!settings)
-        m->preprocess.shortest_edge = m->preprocess.crop = c->clip.S;
+    if (preprocess_open(&m->preprocess, settings, err)) return -1;
+    if (!settings) m->preprocess.shortest_edge = m->preprocess.crop = c->clip.S;
     if (c->layout == LAYOUT_LLAVA) {
         m->preprocess.pad_square = c->llava.pad_square;
-        for (int i = 0; i < 3; i++)
-            m->preprocess.pad_color[i] = (uint8_t)(255 * (double)m->preprocess.mean[i]);
+        for (int i = 0; i < 3; i++) m->preprocess.pad_color[i] = (uint8_t)(255 * (double)m->preprocess.mean[i]);
     }
     if (m->preprocess.crop != c->clip.S)
         return fail(err, "%s: pictures are cropped to %d, but the vision tower takes %d", settings, m->preprocess.crop, c->clip.S);
     return 0;
 }
 
-static int open_tower(struct model *m, struct parts *p, struct error *err)
-{
+static int open_tower(struct model *m, struct parts *p, struct error *err) {
     struct weights w;
     const bool own = p->tower_st != NULL;
     const char *prefix = own ? p->tower_names.tower : p->names.tower;
     m->tower = memory_take(1, sizeof *m->tower);
-    if (weights_begin(&w, own ? p->tower_st : p->st, own ? p->tower_dir : m->dir, m->dev, err))
-        return -1;
+    if (weights_begin(&w, own ? p->tower_st : p->st, own ? p->tower_dir : m->dir, m->dev, err)) return -1;
     int status = clip_open(m->tower, &p->config.clip, &w, prefix ? prefix : "vision_model.", err);
     weights_end(&w);
     return status;
 }
 
-static int open_llm(struct model *m, struct parts *p, const struct model_options *o, struct error *err)
-{
+static int open_llm(struct model *m, struct parts *p, const struct model_options *o, struct error *err) {
     struct weights w;
-    if (weights_begin(&w, p->st, m->dir, m->dev, err))
-        return -1;
+    if (weights_begin(&w, p->st, m->dir, m->dev, err)) return -1;
     int status = -1;
     m->llm = memory_take(1, sizeof *m->llm);
     m->bridge = p->config.has_tower ? memory_take(1, sizeof *m->bridge) : NULL;
-    if (llama_open(m->llm, &p->config.llm, o->layers, &w, &p->names, err))
-        goto cleanup;
-    if (m->bridge && llava_open(m->bridge, &p->config.llava, &p->config.clip, p->config.llm.C, &w, &p->names, err))
-        goto cleanup;
+    if (llama_open(m->llm, &p->config.llm, o->layers, &w, &p->names, err)) goto cleanup;
+    if (m->bridge && llava_open(m->bridge, &p->config.llava, &p->config.clip, p->config.llm.C, &w, &p->names, err)) goto cleanup;
     status = 0;
 cleanup:
     weights_end(&w);
     return status;
 }
 
-static int open_text(struct model *m, const struct parts *p, const struct model_options *o, struct error *err)
-{
+static int open_text(struct model *m, const struct parts *p, const struct model_options *o, struct error *err) {
     struct error unknown; /* a folder without a known template still takes prompts; questions then say what to do */
-    if (tokenizer_open(&m->tokenizer, m->dir, err))
-        return -1;
-    if (o->template)
-        return template_parse(o->template, &m->template, err);
-    if (prompt_template_of(&m->template, m->tokenizer, p->config.layout == LAYOUT_LLAVA, &unknown))
-        m->template = TEMPLATE_NONE;
+    if (tokenizer_open(&m->tokenizer, m->dir, err)) return -1;
+    if (o->template) return template_parse(o->template, &m->template, err);
+    if (prompt_template_of(&m->template, m->tokenizer, p->config.layout == LAYOUT_LLAVA, &unknown)) m->template = TEMPLATE_NONE;
     return 0;
 }
 
-static void publish(struct model *m, const struct checkpoint_config *c)
-{
+static void publish(struct model *m, const struct checkpoint_config *c) {
     if (m->llm) {
         m->n_layers = m->llm->layers;
         m->d_model = c->llm.C;
@@ -144,8 +128,7 @@ static void publish(struct model *m, const struct checkpoint_config *c)
     memcpy(m->eos, c->eos, sizeof m->eos);
 }
 
-int model_open(struct model *m, struct device *dev, const char *dir, const struct model_options *options, struct error *err)
-{
+int model_open(struct model *m, struct device *dev, const char *dir, const struct model_options *options, struct error *err) {
     static const struct model_options none;
     const struct model_options *o = options ? options : &none;
     struct parts p = {0};
@@ -154,32 +137,24 @@ int model_open(struct model *m, struct device *dev, const char *dir, const struc
     m->dev = dev;
     m->dir = path_join(NULL, dir);
     m->state = memory_take(1, sizeof *m->state);
-    if (config_open(&p.config, dir, err) || safetensors_open(&p.st, dir, err))
-        goto cleanup;
+    if (config_open(&p.config, dir, err) || safetensors_open(&p.st, dir, err)) goto cleanup;
     weight_names_find(&p.names, p.st);
-    if ((p.config.layout != LAYOUT_LLAMA && find_tower(m, &p, o, err)) || (p.config.has_llm && open_text(m, &p, o, err)))
-        goto cleanup;
-    if ((p.config.has_tower && open_tower(m, &p, err)) || (p.config.has_llm && open_llm(m, &p, o, err)))
-        goto cleanup;
+    if ((p.config.layout != LAYOUT_LLAMA && find_tower(m, &p, o, err)) || (p.config.has_llm && open_text(m, &p, o, err))) goto cleanup;
+    if ((p.config.has_tower && open_tower(m, &p, err)) || (p.config.has_llm && open_llm(m, &p, o, err))) goto cleanup;
     publish(m, &p.config);
     status = 0;
 cleanup:
     safetensors_close(p.st);
     safetensors_close(p.tower_st);
     free(p.tower_dir);
-    if (status)
-        model_close(m);
+    if (status) model_close(m);
     return status;
 }
 
-void model_close(struct model *m)
-{
-    if (m->llm)
-        llama_close(m->llm, m->dev);
-    if (m->tower)
-        clip_close(m->tower, m->dev);
-    if (m->bridge)
-        llava_close(m->bridge, m->dev);
+void model_close(struct model *m) {
+    if (m->llm) llama_close(m->llm, m->dev);
+    if (m->tower) clip_close(m->tower, m->dev);
+    if (m->bridge) llava_close(m->bridge, m->dev);
     if (m->state) {
         buffer_free(&m->state->index, m->dev);
         buffer_free(&m->state->logits, m->dev);
@@ -194,47 +169,41 @@ void model_close(struct model *m)
     memset(m, 0, sizeof *m);
 }
 
-int model_check_point(const struct model *m, enum probe_point point, int layer, struct error *err)
-{
+int model_check_point(const struct model *m, enum probe_point point, int layer, struct error *err) {
     char name[64];
     const bool vision = point >= PROBE_VISION_RESID;
     const int layers = vision ? m->vision_layers : m->n_layers;
     probe_name(point, layer, name, sizeof name);
-    if (vision && !m->tower)
-        return fail(err, "point %s: the model at %s has no vision tower", name, m->dir);
-    if (!vision && !m->llm)
-        return fail(err, "point %s: %s is a vision tower alone; its points are vision.L.hook_resid_post", name, m->dir);
+    if (vision && !m->tower) return fail(err, "point %s: the model at %s has no vision tower", name, m->dir);
+    if (!vision && !m->llm) return fail(err, "point %s: %s is a vision tower alone; its points are vision.L.hook_resid_post", name, m->dir);
     if ((point == PROBE_VISION_SELECTED || point == PROBE_PROJECTOR) && !m->bridge)
         return fail(err, "point %s: %s is a vision tower alone; its points are vision.L.hook_resid_post", name, m->dir);
-    if (layer >= layers)
-        return fail(err, "point %s: the model at %s has layers 0 to %d", name, m->dir, layers - 1);
+    if (layer >= layers) return fail(err, "point %s: the model at %s has layers 0 to %d", name, m->dir, layers - 1);
     if ((point == PROBE_FINAL_NORM || point == PROBE_LOGITS) && !m->llm->head)
         return fail(err, "point %s: only the first %d layers are loaded", name, m->n_layers);
     return 0;
 }
 
 /* ---- one pass ---- */
-int model_image_rows(struct model *m, const struct batch *b, const struct probes *probes, bool project, const act_t **image_rows, struct error *err)
-{
+int model_image_rows(struct model *m, const struct batch *b, const struct probes *probes, bool project, const act_t **image_rows,
+                     struct error *err) {
     *image_rows = NULL;
-    if (!b->n_images)
-        return 0;
-    if (m->bridge)
-        return llava_image_rows(m->bridge, m->tower, m->dev, image_rows, b->pixels, b->n_images, project, probes, err);
+    if (!b->n_images) return 0;
+    if (m->bridge) return llava_image_rows(m->bridge, m->tower, m->dev, image_rows, b->pixels, b->n_images, project, probes, err);
     return clip_forward(m->tower, m->dev, NULL, b->pixels, b->n_images, 0, true, probes, err);
 }
 
-int model_upload_rows(struct model *m, struct llama_rows *rows, const struct batch *b, const int *k_start, const int *k_length, struct error *err)
-{
+int model_upload_rows(struct model *m, struct llama_rows *rows, const struct batch *b, const int *k_start, const int *k_length,
+                      struct error *err) {
     const int N = b->n_tokens, S = b->n_samples;
     const size_t n = (size_t)N, s = (size_t)S, count = 2 * n + 5 * s + 2;
     int *host = memory_take(count, sizeof *host);
-    int *position = host + n, *q_start = position + n, *starts = q_start + s + 1, *lengths = starts + s, *last = lengths + s, *one_each = last + s;
+    int *position = host + n, *q_start = position + n, *starts = q_start + s + 1, *lengths = starts + s, *last = lengths + s,
+        *one_each = last + s;
     memcpy(host, b->source, n * sizeof *host);
     memcpy(position, b->position, n * sizeof *host);
     memcpy(q_start, b->cu_seqlens, (s + 1) * sizeof *host);
-    for (int i = 0; i <= S; i++)
-        one_each[i] = i;
+    for (int i = 0; i <= S; i++) one_each[i] = i;
     for (int i = 0; i < S; i++) {
         const int length = b->cu_seqlens[i + 1] - b->cu_seqlens[i];
         starts[i] = k_start ? k_start[i] : b->cu_seqlens[i];
@@ -260,18 +229,15 @@ int model_upload_rows(struct model *m, struct llama_rows *rows, const struct bat
     return status;
 }
 
-int model_logits(struct model *m, int S, real_t **logits, int **argmax, struct error *err)
-{
+int model_logits(struct model *m, int S, real_t **logits, int **argmax, struct error *err) {
     const size_t count = (size_t)S * (size_t)m->vocab;
-    if (buffer_reserve(&m->state->logits, m->dev, count * sizeof(real_t) + (size_t)S * sizeof(int), "logits", err))
-        return -1;
+    if (buffer_reserve(&m->state->logits, m->dev, count * sizeof(real_t) + (size_t)S * sizeof(int), "logits", err)) return -1;
     *logits = m->state->logits.data;
     *argmax = (int *)(void *)(*logits + count);
     return 0;
 }
 
-int model_forward(struct model *m, const struct batch *b, const struct probe *probes, int n_probes, float *last_logits, struct error *err)
-{
+int model_forward(struct model *m, const struct batch *b, const struct probe *probes, int n_probes, float *last_logits, struct error *err) {
     const struct probes set = {probes, n_probes, b};
     bool vision = false, llm = last_logits != NULL;
     for (int i = 0; i < n_probes; i++) {
@@ -283,17 +249,11 @@ int model_forward(struct model *m, const struct batch *b, const struct probe *pr
     real_t *logits = NULL;
     int *argmax;
     const bool project = llm || probes_want(&set, PROBE_PROJECTOR, -1);
-    if ((llm || vision) && model_image_rows(m, b, &set, project, &rows.image_rows, err))
-        return -1;
-    if (!llm)
-        return 0;
-    if (llama_reserve_positions(m->llm, m->dev, b->longest, err) || model_upload_rows(m, &rows, b, NULL, NULL, err))
-        return -1;
-    if (last_logits && model_logits(m, b->n_samples, &logits, &argmax, err))
-        return -1;
-    if (llama_forward(m->llm, m->dev, &rows, &set, logits, err))
-        return -1;
-    if (last_logits)
-        device_download(m->dev, last_logits, logits, (size_t)b->n_samples * (size_t)m->vocab * sizeof *last_logits);
+    if ((llm || vision) && model_image_rows(m, b, &set, project, &rows.image_rows, err)) return -1;
+    if (!llm) return 0;
+    if (llama_reserve_positions(m->llm, m->dev, b->longest, err) || model_upload_rows(m, &rows, b, NULL, NULL, err)) return -1;
+    if (last_logits && model_logits(m, b->n_samples, &logits, &argmax, err)) return -1;
+    if (llama_forward(m->llm, m->dev, &rows, &set, logits, err)) return -1;
+    if (last_logits) device_download(m->dev, last_logits, logits, (size_t)b->n_samples * (size_t)m->vocab * sizeof *last_logits);
     return 0;
 }

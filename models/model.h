@@ -12,17 +12,17 @@ struct model_state;
 struct model {
     char *dir;
     struct device *dev;
-    struct llama *llm;         /* NULL for a bare CLIP folder */
-    struct clip *tower;        /* NULL for a plain LLM */
-    struct llava *bridge;      /* the projector, NULL for a plain LLM and a bare CLIP folder */
-    struct model_state *state; /* scratch of passes and generation */
+    struct llama *llm;           /* NULL for a bare CLIP folder */
+    struct clip *tower;          /* NULL for a plain LLM */
+    struct llava *bridge;        /* the projector, NULL for a plain LLM and a bare CLIP folder */
+    struct model_state *state;   /* scratch of passes and generation */
     struct tokenizer *tokenizer; /* NULL for a bare CLIP folder */
     struct preprocess preprocess;
     enum prompt_template template;
     int n_layers, d_model, n_heads, n_kv_heads, head_dim, vocab, max_positions; /* of the LLM */
-    int n_image_rows;          /* rows one picture becomes, 0 without tower */
+    int n_image_rows;                                                           /* rows one picture becomes, 0 without tower */
     int vision_layers, vision_width, image_size;
-    int n_eos, eos[8];         /* generation_config.json, else config.json */
+    int n_eos, eos[8]; /* generation_config.json, else config.json */
 };
 struct model_options {
     const char *vision_tower; /* --vision-tower DIR or NULL */
@@ -37,7 +37,8 @@ int template_parse(const char *name, enum prompt_template *t, struct error *err)
 
 /* Packs samples[first .. first+n) into a batch (pictures decoded and preprocessed in parallel). with_answer as prompt_build.
  * Errors name the sample's line. Samples longer than max_positions are an error naming both lengths. */
-int model_batch(const struct model *m, struct batch *b, const struct samples *s, size_t first, size_t n, bool with_answer, struct error *err);
+int model_batch(const struct model *m, struct batch *b, const struct samples *s, size_t first, size_t n, bool with_answer,
+                struct error *err);
 
 /* One forward pass over a packed batch; probes run where they ask to. Stops after the last layer any probe needs unless logits
  * are asked for: last_logits [out] (n_samples, V) f32 on the host, logits at each sample's last token, or NULL. */
@@ -45,5 +46,6 @@ int model_forward(struct model *m, const struct batch *b, const struct probe *pr
 
 /* Greedy generation with a KV cache for every sample of the batch; ids [out] malloced (n_samples, max_new), lengths [out]
  * malloced; the eos id is kept as the last id. stopped[i]: true when by eos. probes run on new tokens too (kind answer). */
-int model_generate(struct model *m, const struct batch *b, int max_new, const struct probe *probes, int n_probes, int **ids, int **lengths, bool **stopped, struct error *err);
+int model_generate(struct model *m, const struct batch *b, int max_new, const struct probe *probes, int n_probes, int **ids, int **lengths,
+                   bool **stopped, struct error *err);
 #endif

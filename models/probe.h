@@ -40,5 +40,6 @@ struct probes {
 };
 bool probes_want(const struct probes *p, enum probe_point point, int layer); /* layer -1: any */
 /* Runs the probes of a point in the caller's order; -1 with err when one stops the pass. */
-int probes_run(const struct probes *p, struct device *dev, enum probe_point point, int layer, void *x, int rows, int width, struct error *err);
+int probes_run(const struct probes *p, struct device *dev, enum probe_point point, int layer, void *x, int rows, int width,
+               struct error *err);
 #endif

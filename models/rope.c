@@ -4,13 +4,11 @@
 #include "models/rope.h"
 #include <math.h>
 
-void rope_frequencies(float *inv_freq, const struct rope_config *rope, int D)
-{
+void rope_frequencies(float *inv_freq, const struct rope_config *rope, int D) {
     for (int i = 0; i < D / 2; i++) {
         float exponent = (float)(2 * i) / (float)D;
         float f = 1.0f / (float)pow(rope->theta, exponent);
-        if (rope->type == ROPE_LINEAR)
-            f /= (float)rope->factor;
+        if (rope->type == ROPE_LINEAR) f /= (float)rope->factor;
         if (rope->type == ROPE_LLAMA3) {
             const double P = rope->original_positions, low = rope->low_freq_factor, high = rope->high_freq_factor;
             const float w = (float)(2 * M_PI) / f;
@@ -24,8 +22,7 @@ void rope_frequencies(float *inv_freq, const struct rope_config *rope, int D)
     }
 }
 
-void rope_tables(float *cosine, float *sine, const struct rope_config *rope, int positions, int D)
-{
+void rope_tables(float *cosine, float *sine, const struct rope_config *rope, int positions, int D) {
     float inv_freq[128]; /* D <= 256, checked by config.c */
     rope_frequencies(inv_freq, rope, D);
 #pragma omp parallel for

@@ -12,9 +12,11 @@ struct model_state {
     struct buffer cache;  /* keys, then values */
 };
 /* Image rows of the batch (vision probes run), NULL without pictures. project: the LLM will read them. */
-int model_image_rows(struct model *m, const struct batch *b, const struct probes *probes, bool project, const act_t **image_rows, struct error *err);
+int model_image_rows(struct model *m, const struct batch *b, const struct probes *probes, bool project, const act_t **image_rows,
+                     struct error *err);
 /* Uploads what llama_rows needs; host arrays as in struct batch. k_start NULL: the rows' own places. */
-int model_upload_rows(struct model *m, struct llama_rows *rows, const struct batch *b, const int *k_start, const int *k_length, struct error *err);
+int model_upload_rows(struct model *m, struct llama_rows *rows, const struct batch *b, const int *k_start, const int *k_length,
+                      struct error *err);
 /* Where the tower's own folder is: --vision-tower, else mm_vision_tower relative to the model, else as a path; malloced, NULL: nowhere. */
 char *tower_folder(const char *dir, const char *option, const char *written);
 /* (S, V) real on the device, and (S) i32 behind it. */

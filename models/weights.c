@@ -10,33 +10,35 @@
 enum { WEIGHTS_CHUNK = 1 << 20 };
 
 /* Is there a tensor whose name starts with prefix + mark? */
-static bool any(const struct safetensors *st, const char *prefix, const char *mark)
-{
+static bool any(const struct safetensors *st, const char *prefix, const char *mark) {
     size_t p = strlen(prefix), m = strlen(mark);
     for (int i = 0; i < safetensors_count(st); i++) {
         const char *name = safetensors_at(st, i)->name;
-        if (!strncmp(name, prefix, p) && !strncmp(name + p, mark, m))
-            return true;
+        if (!strncmp(name, prefix, p) && !strncmp(name + p, mark, m)) return true;
     }
     return false;
 }
 
-static const char *find_prefix(const struct safetensors *st, const char *const *prefixes, const char *const *marks)
-{
+static const char *find_prefix(const struct safetensors *st, const char *const *prefixes, const char *const *marks) {
     for (const char *const *p = prefixes; *p; p++)
         for (const char *const *m = marks; *m; m++)
-            if (any(st, *p, *m))
-                return *p;
+            if (any(st, *p, *m)) return *p;
     return NULL;
 }
 
-void weight_names_find(struct weight_names *names, const struct safetensors *st)
-{
+void weight_names_find(struct weight_names *names, const struct safetensors *st) {
     static const char *const llm[] = {"model.", "language_model.model.", "model.language_model.", "model.language_model.model.", "", NULL};
     static const char *const llm_marks[] = {"embed_tokens.", "layers.0.", "norm.weight", NULL};
     static const char *const heads[] = {"lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight", NULL};
-    static const char *const tower[] = {"model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower.", "vision_tower.vision_model.",
-                                        "model.vision_tower.vision_model.", "model.vision_tower.", "vision_tower.", "vision_model.", "", NULL};
+    static const char *const tower[] = {"model.vision_tower.vision_tower.vision_model.",
+                                        "model.vision_tower.vision_tower.",
+                                        "vision_tower.vision_model.",
+                                        "model.vision_tower.vision_model.",
+                                        "model.vision_tower.",
+                                        "vision_tower.",
+                                        "vision_model.",
+                                        "",
+                                        NULL};
     static const char *const tower_marks[] = {"embeddings.class_embedding", "embeddings.patch_embedding.", "encoder.layers.0.", NULL};
     static const char *const mm[] = {"model.mm_projector.", "mm_projector.", NULL};
     static const char *const hf[] = {"multi_modal_projector.", "model.multi_modal_projector.", NULL};
@@ -45,46 +47,36 @@ void weight_names_find(struct weight_names *names, const struct safetensors *st)
     memset(names, 0, sizeof *names);
     names->llm = find_prefix(st, llm, llm_marks);
     for (const char *const *h = heads; *h && !names->head; h++)
-        if (safetensors_find(st, *h))
-            names->head = *h;
+        if (safetensors_find(st, *h)) names->head = *h;
     names->tower = find_prefix(st, tower, tower_marks);
     names->projector = find_prefix(st, hf, every);
     names->projector_hf = names->projector != NULL;
-    if (!names->projector)
-        names->projector = find_prefix(st, mm, every);
+    if (!names->projector) names->projector = find_prefix(st, mm, every);
 }
 
-int weights_begin(struct weights *w, const struct safetensors *st, const char *path, struct device *dev, struct error *err)
-{
+int weights_begin(struct weights *w, const struct safetensors *st, const char *path, struct device *dev, struct error *err) {
     *w = (struct weights){.st = st, .path = path, .dev = dev, .err = err};
-    if (!dev)
-        return 0;
+    if (!dev) return 0;
     w->host = malloc(WEIGHTS_CHUNK * sizeof *w->host);
     w->staging = device_alloc(dev, WEIGHTS_CHUNK * sizeof *w->staging);
-    if (w->host && w->staging)
-        return 0;
+    if (w->host && w->staging) return 0;
     weights_end(w);
     return fail(err, "%s: out of memory for a weight staging buffer of %zu bytes", path, WEIGHTS_CHUNK * sizeof(float));
 }
 
-void weights_end(struct weights *w)
-{
+void weights_end(struct weights *w) {
     free(w->host);
     device_free(w->dev, w->staging);
     w->host = NULL;
     w->staging = NULL;
 }
 
-static void fault(struct weights *w, const struct error *why)
-{
-    if (w->faults++ == 0 && w->err)
-        *w->err = *why;
-    if (w->report)
-        w->report(w->context, why->text);
+static void fault(struct weights *w, const struct error *why) {
+    if (w->faults++ == 0 && w->err) *w->err = *why;
+    if (w->report) w->report(w->context, why->text);
 }
 
-static void upload(struct weights *w, act_t *dst, const struct tensor *t)
-{
+static void upload(struct weights *w, act_t *dst, const struct tensor *t) {
 #ifdef STAGEDIFF_BF16
     const enum dtype same = DTYPE_BF16;
 #else
@@ -102,8 +94,7 @@ static void upload(struct weights *w, act_t *dst, const struct tensor *t)
     }
 }
 
-void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape, const char *prefix, const char *name, ...)
-{
+void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape, const char *prefix, const char *name, ...) {
     char full[512];
     size_t p = strlen(prefix);
     va_list args;
@@ -116,7 +107,8 @@ void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape
 
     struct error why;
     const struct tensor *t = safetensors_require(w->st, full, rank, shape, &why);
-    if (t && (t->dtype == DTYPE_OTHER || dtype_bytes(t->dtype) < 2 || t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32 || t->dtype == DTYPE_I16)) {
+    if (t &&
+        (t->dtype == DTYPE_OTHER || dtype_bytes(t->dtype) < 2 || t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32 || t->dtype == DTYPE_I16)) {
         fail(&why, "%s: tensor %s: expected F32, F16, BF16 or F64 weights, found %s", t->file, full, dtype_name(t->dtype));
         t = NULL;
     }
@@ -124,6 +116,5 @@ void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape
         fault(w, &why);
         return;
     }
-    if (w->dev && !w->checking && !w->faults)
-        upload(w, dst, t);
+    if (w->dev && !w->checking && !w->faults) upload(w, dst, t);
 }

@@ -17,13 +17,13 @@ void weight_names_find(struct weight_names *names, const struct safetensors *st)
 
 struct weights { /* a walk over tensors; checked only (dst pointers unused) when dev is NULL or checking */
     const struct safetensors *st;
-    const char *path;      /* folder, for messages */
+    const char *path; /* folder, for messages */
     struct device *dev;
-    float *host;           /* staging, WEIGHTS_CHUNK elements */
-    real_t *staging;       /* the same on the device, where act_t is not f32 */
-    struct error *err;     /* first fault */
+    float *host;       /* staging, WEIGHTS_CHUNK elements */
+    real_t *staging;   /* the same on the device, where act_t is not f32 */
+    struct error *err; /* first fault */
     int faults;
-    bool checking;         /* loaders walk once with this set, before memory is taken for what a config claims */
+    bool checking; /* loaders walk once with this set, before memory is taken for what a config claims */
     void (*report)(void *context, const char *sentence); /* check only: every fault; NULL: none */
     void *context;
 };
@@ -31,8 +31,12 @@ int weights_begin(struct weights *w, const struct safetensors *st, const char *p
 void weights_end(struct weights *w);
 /* dst [out] = tensor `prefix`+name (printf) of exactly this shape, row-major, converted to act_t (round to nearest even).
  * Rank and dims are checked before a byte is read. A fault is kept in w->err and counted; later calls go on checking. */
-void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape, const char *prefix, const char *name, ...) __attribute__((format(printf, 6, 7)));
-#define SHAPE1(a) 1, (const int64_t[]){a}
-#define SHAPE2(a, b) 2, (const int64_t[]){a, b}
-#define SHAPE4(a, b, c, d) 4, (const int64_t[]){a, b, c, d}
+void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape, const char *prefix, const char *name, ...)
+    __attribute__((format(printf, 6, 7)));
+#define SHAPE1(a)                                                                                                                          \
+    1, (const int64_t[]) { a }
+#define SHAPE2(a, b)                                                                                                                       \
+    2, (const int64_t[]) { a, b }
+#define SHAPE4(a, b, c, d)                                                                                                                 \
+    4, (const int64_t[]) { a, b, c, d }
 #endif

@@ -2,22 +2,16 @@
 #include "model_test.h"
 #include <math.h>
 
-struct device *test_device(void)
-{
+struct device *test_device(void) {
     static struct device *dev;
     char why[256];
-    if (!dev && !(dev = device_open(0, 0, why, sizeof why)))
-        FAIL("%s", why);
+    if (!dev && !(dev = device_open(0, 0, why, sizeof why))) FAIL("%s", why);
     return dev;
 }
 
-void open_model(struct model *m, const char *dir)
-{
-    MUST(model_open(m, test_device(), dir, NULL, err));
-}
+void open_model(struct model *m, const char *dir) { MUST(model_open(m, test_device(), dir, NULL, err)); }
 
-struct safetensors *open_golden(const char *name)
-{
+struct safetensors *open_golden(const char *name) {
     char path[256];
     struct safetensors *st = NULL;
     snprintf(path, sizeof path, GOLDEN "/%s.safetensors", name);
@@ -25,44 +19,37 @@ struct safetensors *open_golden(const char *name)
     return st;
 }
 
-static const struct tensor *find(const struct safetensors *st, const char *format, va_list args)
-{
+static const struct tensor *find(const struct safetensors *st, const char *format, va_list args) {
     char name[128];
     vsnprintf(name, sizeof name, format, args);
     const struct tensor *t = safetensors_find(st, name);
-    if (!t)
-        FAIL("golden tensor %s is missing; remake: python tools/golden/make_models.py " WORLD " " GOLDEN, name);
+    if (!t) FAIL("golden tensor %s is missing; remake: python tools/golden/make_models.py " WORLD " " GOLDEN, name);
     return t;
 }
 
-float *golden_real(const struct safetensors *st, size_t *count, const char *name, ...)
-{
+float *golden_real(const struct safetensors *st, size_t *count, const char *name, ...) {
     va_list args;
     va_start(args, name);
     const struct tensor *t = find(st, name, args);
     va_end(args);
     float *x = malloc(t->count * sizeof *x);
     tensor_to_f32(t, 0, t->count, x);
-    if (count)
-        *count = t->count;
+    if (count) *count = t->count;
     return x;
 }
 
-int32_t *golden_int(const struct safetensors *st, size_t *count, const char *name, ...)
-{
+int32_t *golden_int(const struct safetensors *st, size_t *count, const char *name, ...) {
     va_list args;
     va_start(args, name);
     const struct tensor *t = find(st, name, args);
     va_end(args);
     int32_t *x = malloc(t->count * sizeof *x);
     MUST(tensor_to_i32(t, x, err));
-    if (count)
-        *count = t->count;
+    if (count) *count = t->count;
     return x;
 }
 
-void golden_batch(struct batch *b, const struct model *m, const struct safetensors *st, int from, int n)
-{
+void golden_batch(struct batch *b, const struct model *m, const struct safetensors *st, int from, int n) {
     const size_t room = 4096, side = (size_t)m->image_size, size = 3 * side * side;
     memset(b, 0, sizeof *b);
     b->n_samples = n;
@@ -101,8 +88,7 @@ void golden_batch(struct batch *b, const struct model *m, const struct safetenso
     }
 }
 
-int keep_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b, struct error *err)
-{
+int keep_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b, struct error *err) {
     struct kept *k = context;
     const size_t bytes = (size_t)rows * (size_t)width * sizeof(float);
     (void)b;
@@ -115,20 +101,17 @@ int keep_probe(void *context, struct device *dev, int layer, void *x, int rows, 
     return 0;
 }
 
-void kept_free(struct kept *k)
-{
+void kept_free(struct kept *k) {
     for (size_t i = 0; i < sizeof k->data / sizeof *k->data; i++) {
         free(k->data[i]);
         k->data[i] = NULL;
     }
 }
 
-double relative_rms(const float *a, const float *b, size_t n)
-{
+double relative_rms(const float *a, const float *b, size_t n) {
     double error = 0, norm = 0;
     for (size_t i = 0; i < n; i++) {
-        if (isnan(a[i]))
-            return 1;
+        if (isnan(a[i])) return 1;
         error += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
         norm += (double)b[i] * (double)b[i];
     }

@@ -17,16 +17,15 @@
 #include "host/safetensors.h"
 #include "models/model.h"
 #define GOLDEN "tests/models/golden"
-#define WORLD "tools/tinyworld/world"
+#define WORLD  "tools/tinyworld/world"
 
 struct device *test_device(void); /* one for the whole program */
-#define MUST(call)                                                        \
-    do {                                                                  \
-        struct error err_;                                                \
-        struct error *err = &err_;                                        \
-        err->text[0] = 0;                                                 \
-        if (call)                                                         \
-            FAIL("%s: %s", #call, err->text);                         \
+#define MUST(call)                                                                                                                         \
+    do {                                                                                                                                   \
+        struct error err_;                                                                                                                 \
+        struct error *err = &err_;                                                                                                         \
+        err->text[0] = 0;                                                                                                                  \
+        if (call) FAIL("%s: %s", #call, err->text);                                                                                        \
     } while (0)
 void open_model(struct model *m, const char *dir);
 struct safetensors *open_golden(const char *name);

@@ -9,22 +9,19 @@
 
 static char folder[] = "/tmp/stagediff_test_XXXXXX";
 
-static int setup(void **state)
-{
+static int setup(void **state) {
     (void)state;
     return mkdtemp(folder) ? 0 : -1;
 }
 
-static int teardown(void **state)
-{
+static int teardown(void **state) {
     char command[128];
     (void)state;
     snprintf(command, sizeof command, "rm -r %s", folder);
     return system(command);
 }
 
-static void put(const char *name, const char *text)
-{
+static void put(const char *name, const char *text) {
     char *path = path_join(folder, name);
     FILE *f = fopen(path, "wb");
     assert_non_null(f);
@@ -33,31 +30,31 @@ static void put(const char *name, const char *text)
     free(path);
 }
 
-static void has(const char *text, const char *part)
-{
-    if (!strstr(text, part))
-        FAIL("\"%s\" does not say \"%s\"", text, part);
+static void has(const char *text, const char *part) {
+    if (!strstr(text, part)) FAIL("\"%s\" does not say \"%s\"", text, part);
 }
 
-static void faults_of_configs(void **state)
-{
+static void faults_of_configs(void **state) {
     static const struct {
         const char *config, *says[3];
     } cases[] = {
-        {"{\"model_type\": \"qwen3\", \"architectures\": [\"Qwen3ForCausalLM\"]}", {"Qwen3ForCausalLM", "not supported", "LlamaForCausalLM"}},
+        {"{\"model_type\": \"qwen3\", \"architectures\": [\"Qwen3ForCausalLM\"]}",
+         {"Qwen3ForCausalLM", "not supported", "LlamaForCausalLM"}},
         {"{\"model_type\": \"llama\", \"hidden_size\": \"big\"}", {"hidden_size", "expected an integer", "\"big\""}},
         {"{\"model_type\": \"llama\", \"num_hidden_layers\": 0}", {"num_hidden_layers", "found 0"}},
         {"{\"model_type\": \"llama\", \"num_attention_heads\": 32, \"num_key_value_heads\": 5}", {"5 kv heads", "multiple"}},
         {"{\"model_type\": \"llama\", \"head_dim\": 20}", {"head_dim 20", "multiples of 8"}},
         {"{\"model_type\": \"llama\", \"hidden_act\": \"gelu\"}", {"hidden_act gelu", "silu"}},
         {"{\"model_type\": \"llama\", \"attention_bias\": true}", {"attention_bias true"}},
-        {"{\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}}", {"rope_type yarn", "default, linear, llama3"}},
+        {"{\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}}",
+         {"rope_type yarn", "default, linear, llama3"}},
         {"{\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}", {"low_freq_factor"}},
         {"{\"model_type\": \"llama\", \"rms_norm_eps\": -1}", {"rms_norm_eps", "positive"}},
         {"{\"model_type\": \"llava_llama\", \"mm_projector_type\": \"ldp\"}", {"mm_projector_type ldp"}},
         {"{\"model_type\": \"llava_llama\", \"s2\": true}", {"s2 true"}},
         {"{\"model_type\": \"llava\", \"text_config\": {\"model_type\": \"mistral\"}}", {"text_config.model_type mistral", "llama"}},
-        {"{\"model_type\": \"llava\", \"vision_config\": {\"model_type\": \"siglip_vision_model\"}}", {"vision_config.model_type siglip_vision_model"}},
+        {"{\"model_type\": \"llava\", \"vision_config\": {\"model_type\": \"siglip_vision_model\"}}",
+         {"vision_config.model_type siglip_vision_model"}},
         {"{\"model_type\": \"llava\", \"vision_feature_layer\": -40}", {"-40", "24 layers"}},
         {"{\"model_type\": \"llava\", \"vision_feature_layer\": [-2, -5]}", {"several layers"}},
         {"[1]", {"JSON object"}},
@@ -68,22 +65,21 @@ static void faults_of_configs(void **state)
         struct checkpoint_config c;
         struct error err;
         put("config.json", cases[i].config);
-        if (!config_open(&c, folder, &err))
-            FAIL("accepted: %s", cases[i].config);
+        if (!config_open(&c, folder, &err)) FAIL("accepted: %s", cases[i].config);
         has(err.text, "config.json");
-        for (int s = 0; s < 3 && cases[i].says[s]; s++)
-            has(err.text, cases[i].says[s]);
+        for (int s = 0; s < 3 && cases[i].says[s]; s++) has(err.text, cases[i].says[s]);
     }
 }
 
-static void both_spellings_and_defaults(void **state)
-{
+static void both_spellings_and_defaults(void **state) {
     struct checkpoint_config a, b;
     (void)state;
-    put("config.json", "{\"model_type\": \"llama\", \"torch_dtype\": \"bfloat16\", \"rope_theta\": 500000.0, \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0,"
+    put("config.json", "{\"model_type\": \"llama\", \"torch_dtype\": \"bfloat16\", \"rope_theta\": 500000.0, \"rope_scaling\": "
+                       "{\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0,"
                        "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, \"eos_token_id\": 7}");
     MUST(config_open(&a, folder, err));
-    put("config.json", "{\"model_type\": \"llama\", \"dtype\": \"bfloat16\", \"num_key_value_heads\": null, \"rope_parameters\": {\"rope_theta\": 500000.0, \"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0,"
+    put("config.json", "{\"model_type\": \"llama\", \"dtype\": \"bfloat16\", \"num_key_value_heads\": null, \"rope_parameters\": "
+                       "{\"rope_theta\": 500000.0, \"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0,"
                        "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, \"eos_token_id\": [7]}");
     MUST(config_open(&b, folder, err));
     assert_memory_equal(&a.llm.rope, &b.llm.rope, sizeof a.llm.rope);
@@ -108,8 +104,7 @@ static void both_spellings_and_defaults(void **state)
 }
 
 /* llama3 scaling against its definition in double. */
-static void rotary_tables(void **state)
-{
+static void rotary_tables(void **state) {
     const struct rope_config rope = {ROPE_LLAMA3, 500000, 8, 1, 4, 8192};
     enum { D = 128, T = 3000 };
     float *cosine = malloc(T * D / 2 * sizeof *cosine), *sine = malloc(T * D / 2 * sizeof *sine);
@@ -134,11 +129,29 @@ static void rotary_tables(void **state)
     free(sine);
 }
 
-static void names_of_points(void **state)
-{
-    static const char *const good[] = {"hook_embed", "blocks.0.hook_resid_pre", "blocks.31.attn.hook_z", "blocks.*.hook_attn_out", "blocks.7.hook_resid_mid", "blocks.7.hook_mlp_out",
-                                       "blocks.12.hook_resid_post", "ln_final.hook_normalized", "logits", "vision.3.hook_resid_post", "vision.*.hook_resid_post", "vision.selected", "projector"};
-    static const char *const bad[] = {"", "blocks..hook_resid_pre", "blocks.x.hook_resid_post", "blocks.-1.hook_resid_post", "blocks.01.hook_resid_post", "hook_resid_post", "logit", "blocks.1.hook_resid_posts", "blocks.99999999999.hook_resid_post"};
+static void names_of_points(void **state) {
+    static const char *const good[] = {"hook_embed",
+                                       "blocks.0.hook_resid_pre",
+                                       "blocks.31.attn.hook_z",
+                                       "blocks.*.hook_attn_out",
+                                       "blocks.7.hook_resid_mid",
+                                       "blocks.7.hook_mlp_out",
+                                       "blocks.12.hook_resid_post",
+                                       "ln_final.hook_normalized",
+                                       "logits",
+                                       "vision.3.hook_resid_post",
+                                       "vision.*.hook_resid_post",
+                                       "vision.selected",
+                                       "projector"};
+    static const char *const bad[] = {"",
+                                      "blocks..hook_resid_pre",
+                                      "blocks.x.hook_resid_post",
+                                      "blocks.-1.hook_resid_post",
+                                      "blocks.01.hook_resid_post",
+                                      "hook_resid_post",
+                                      "logit",
+                                      "blocks.1.hook_resid_posts",
+                                      "blocks.99999999999.hook_resid_post"};
     (void)state;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         enum probe_point point;
@@ -158,8 +171,7 @@ static void names_of_points(void **state)
 }
 
 /* tiny_llama with one tensor left out, of another shape, or of a dtype that weights cannot have. */
-static void spoil(const char *which, int how)
-{
+static void spoil(const char *which, int how) {
     struct safetensors *st = NULL;
     struct safetensors_writer *w = NULL;
     char *path = path_join(folder, "model.safetensors");
@@ -168,8 +180,7 @@ static void spoil(const char *which, int how)
     for (int i = 0; i < safetensors_count(st); i++) {
         const struct tensor *t = safetensors_at(st, i);
         const bool hit = !strcmp(t->name, which);
-        if (hit && how == 0)
-            continue;
+        if (hit && how == 0) continue;
         if (hit && how == 1)
             safetensors_writer_add(w, t->name, t->dtype, 2, (const int64_t[]){t->shape[1], t->shape[0]}, t->data);
         else
@@ -180,8 +191,7 @@ static void spoil(const char *which, int how)
     free(path);
 }
 
-static void copy_here(const char *name)
-{
+static void copy_here(const char *name) {
     char *path = path_join(GOLDEN "/tiny_llama", name), *data;
     size_t size;
     MUST(file_read(path, 1 << 20, &data, &size, err));
@@ -190,10 +200,11 @@ static void copy_here(const char *name)
     free(path);
 }
 
-static void faults_of_weights(void **state)
-{
+static void faults_of_weights(void **state) {
     static const char q[] = "model.layers.1.self_attn.q_proj.weight";
-    static const char *const says[3][4] = {{"model.safetensors", q, "missing", ""}, {"model.safetensors", q, "expected shape (48, 32)", "found (32, 48)"}, {"model.safetensors", q, "expected", "I16"}};
+    static const char *const says[3][4] = {{"model.safetensors", q, "missing", ""},
+                                           {"model.safetensors", q, "expected shape (48, 32)", "found (32, 48)"},
+                                           {"model.safetensors", q, "expected", "I16"}};
     (void)state;
     copy_here("config.json");
     copy_here("tokenizer.json");
@@ -203,8 +214,7 @@ static void faults_of_weights(void **state)
         struct error err;
         spoil(q, how);
         assert_int_equal(model_open(&m, test_device(), folder, NULL, &err), -1);
-        for (int s = 0; s < 4; s++)
-            has(err.text, says[how][s]);
+        for (int s = 0; s < 4; s++) has(err.text, says[how][s]);
         model_close(&m); /* allowed after a failed open */
     }
     struct model m;
@@ -220,8 +230,7 @@ static void faults_of_weights(void **state)
     model_close(&m);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(faults_of_configs), cmocka_unit_test(both_spellings_and_defaults), cmocka_unit_test(rotary_tables),
         cmocka_unit_test(names_of_points),   cmocka_unit_test(faults_of_weights),

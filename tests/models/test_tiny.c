@@ -7,26 +7,27 @@
 
 static const double LIMIT = 1e-5; /* f32 against f32: sums in another order; the issue asks 1e-4 */
 
-static void close_to(const char *what, const float *a, const float *b, size_t n)
-{
+static void close_to(const char *what, const float *a, const float *b, size_t n) {
     const double e = relative_rms(a, b, n);
     printf("  %-40s relative RMS %.2g\n", what, e);
-    if (!(e <= LIMIT))
-        FAIL("%s: relative RMS error %g, limit %g", what, e, LIMIT);
+    if (!(e <= LIMIT)) FAIL("%s: relative RMS error %g, limit %g", what, e, LIMIT);
 }
 
 /* All layers' streams and logits of the samples, run as one packed batch, against each sample's golden tensors. */
-static void against_golden(const char *name, int n)
-{
+static void against_golden(const char *name, int n) {
     struct model m;
     struct batch b;
     char dir[128], what[64];
     struct safetensors *st = open_golden(name);
-    struct kept embed = {.point = PROBE_EMBED}, post = {.point = PROBE_RESID_POST}, logits = {.point = PROBE_LOGITS}, vision = {.point = PROBE_VISION_RESID};
+    struct kept embed = {.point = PROBE_EMBED}, post = {.point = PROBE_RESID_POST}, logits = {.point = PROBE_LOGITS},
+                vision = {.point = PROBE_VISION_RESID};
     snprintf(dir, sizeof dir, GOLDEN "/%s", name);
     open_model(&m, dir);
     golden_batch(&b, &m, st, 0, n);
-    const struct probe probes[] = {{PROBE_EMBED, -1, keep_probe, &embed}, {PROBE_RESID_POST, -1, keep_probe, &post}, {PROBE_LOGITS, -1, keep_probe, &logits}, {PROBE_VISION_RESID, -1, keep_probe, &vision}};
+    const struct probe probes[] = {{PROBE_EMBED, -1, keep_probe, &embed},
+                                   {PROBE_RESID_POST, -1, keep_probe, &post},
+                                   {PROBE_LOGITS, -1, keep_probe, &logits},
+                                   {PROBE_VISION_RESID, -1, keep_probe, &vision}};
     float *last = malloc((size_t)n * (size_t)m.vocab * sizeof *last), *alone = malloc((size_t)n * (size_t)m.vocab * sizeof *alone);
     MUST(model_forward(&m, &b, NULL, 0, alone, err)); /* nothing but last_logits: the last layer runs for the last rows only */
     MUST(model_forward(&m, &b, probes, m.tower ? 4 : 3, last, err));
@@ -61,14 +62,12 @@ static void against_golden(const char *name, int n)
     safetensors_close(st);
 }
 
-static void llava_equals_transformers(void **state)
-{
+static void llava_equals_transformers(void **state) {
     (void)state;
     against_golden("tiny_llava", 3);
 }
 
-static void llama_equals_transformers(void **state)
-{
+static void llama_equals_transformers(void **state) {
     (void)state;
     against_golden("tiny_llama", 2);
 }
@@ -77,8 +76,7 @@ static void llama_equals_transformers(void **state)
 struct rule {
     const char *from, *to;
 };
-static void copy_file(const char *from_dir, const char *to_dir, const char *name)
-{
+static void copy_file(const char *from_dir, const char *to_dir, const char *name) {
     char *from = path_join(from_dir, name), *to = path_join(to_dir, name), *data;
     size_t size;
     MUST(file_read(from, 1 << 24, &data, &size, err));
@@ -92,8 +90,7 @@ static void copy_file(const char *from_dir, const char *to_dir, const char *name
 }
 
 /* tiny_llava once more under other key prefixes, as one file, F32 or BF16. */
-static void rewrite(const char *dir, const struct rule *rules, bool f32)
-{
+static void rewrite(const char *dir, const struct rule *rules, bool f32) {
     struct safetensors *st = NULL;
     struct safetensors_writer *w = NULL;
     mkdir(dir, 0777);
@@ -125,8 +122,7 @@ static void rewrite(const char *dir, const struct rule *rules, bool f32)
     copy_file(GOLDEN "/tiny_llava", dir, "preprocessor_config.json");
 }
 
-static void write_text(const char *dir, const char *name, const char *text)
-{
+static void write_text(const char *dir, const char *name, const char *text) {
     char *path = path_join(dir, name);
     FILE *f = fopen(path, "wb");
     assert_non_null(f);
@@ -135,8 +131,7 @@ static void write_text(const char *dir, const char *name, const char *text)
     free(path);
 }
 
-static float *logits_of(const char *dir, int *count)
-{
+static float *logits_of(const char *dir, int *count) {
     struct model m;
     struct batch b;
     struct safetensors *st = open_golden("tiny_llava");
@@ -151,21 +146,31 @@ static float *logits_of(const char *dir, int *count)
     return last;
 }
 
-static void every_layout_is_the_same_model(void **state)
-{
-    static const struct rule in_memory[] = {{"language_model.model.", "model.language_model."}, {"language_model.lm_head", "lm_head"}, {"vision_tower.", "model.vision_tower."}, {"multi_modal", "model.multi_modal"}, {NULL, NULL}};
+static void every_layout_is_the_same_model(void **state) {
+    static const struct rule in_memory[] = {{"language_model.model.", "model.language_model."},
+                                            {"language_model.lm_head", "lm_head"},
+                                            {"vision_tower.", "model.vision_tower."},
+                                            {"multi_modal", "model.multi_modal"},
+                                            {NULL, NULL}};
     static const struct rule v5[] = {{"vision_tower.vision_model.", "vision_tower."}, {NULL, NULL}};
-    static const struct rule original[] = {{"language_model.", ""}, {"vision_tower.", "model.vision_tower.vision_tower."}, {"multi_modal_projector.linear_1", "model.mm_projector.0"}, {"multi_modal_projector.linear_2", "model.mm_projector.2"}, {NULL, NULL}};
-    static const char llava[] = "{\"model_type\": \"llava_llama\", \"mm_vision_tower\": \"clip\", \"mm_projector_type\": \"mlp2x_gelu\", \"vocab_size\": 267, \"hidden_size\": 48, \"intermediate_size\": 56,"
-                                "\"num_hidden_layers\": 2, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 24, \"max_position_embeddings\": 128, \"rms_norm_eps\": 1e-5,"
-                                "\"rope_parameters\": {\"rope_theta\": 5000.0, \"rope_type\": \"default\"}, \"dtype\": \"float32\", \"image_aspect_ratio\": \"pad\"}";
-    static const char clip[] = "{\"model_type\": \"clip_vision_model\", \"hidden_size\": 32, \"intermediate_size\": 40, \"num_hidden_layers\": 3, \"num_attention_heads\": 2, \"image_size\": 24, \"patch_size\": 8}";
+    static const struct rule original[] = {{"language_model.", ""},
+                                           {"vision_tower.", "model.vision_tower.vision_tower."},
+                                           {"multi_modal_projector.linear_1", "model.mm_projector.0"},
+                                           {"multi_modal_projector.linear_2", "model.mm_projector.2"},
+                                           {NULL, NULL}};
+    static const char llava[] = "{\"model_type\": \"llava_llama\", \"mm_vision_tower\": \"clip\", \"mm_projector_type\": \"mlp2x_gelu\", "
+                                "\"vocab_size\": 267, \"hidden_size\": 48, \"intermediate_size\": 56,"
+                                "\"num_hidden_layers\": 2, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 24, "
+                                "\"max_position_embeddings\": 128, \"rms_norm_eps\": 1e-5,"
+                                "\"rope_parameters\": {\"rope_theta\": 5000.0, \"rope_type\": \"default\"}, \"dtype\": \"float32\", "
+                                "\"image_aspect_ratio\": \"pad\"}";
+    static const char clip[] = "{\"model_type\": \"clip_vision_model\", \"hidden_size\": 32, \"intermediate_size\": 40, "
+                               "\"num_hidden_layers\": 3, \"num_attention_heads\": 2, \"image_size\": 24, \"patch_size\": 8}";
     char dir[] = "/tmp/stagediff_test_XXXXXX", path[4][64];
     int n, n2;
     (void)state;
     assert_non_null(mkdtemp(dir));
-    for (int i = 0; i < 4; i++)
-        snprintf(path[i], sizeof path[i], "%s/%d", dir, i);
+    for (int i = 0; i < 4; i++) snprintf(path[i], sizeof path[i], "%s/%d", dir, i);
     rewrite(path[0], in_memory, false);
     copy_file(GOLDEN "/tiny_llava", path[0], "config.json");
     rewrite(path[1], v5, true);
@@ -191,8 +196,7 @@ static void every_layout_is_the_same_model(void **state)
 }
 
 /* ---- packing, stopping, editing, generating ---- */
-static void packing_changes_nothing(void **state)
-{
+static void packing_changes_nothing(void **state) {
     struct model m;
     struct safetensors *st = open_golden("tiny_llava");
     struct batch all, one;
@@ -215,8 +219,8 @@ static void packing_changes_nothing(void **state)
     safetensors_close(st);
 }
 
-static int zero_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b, struct error *err)
-{
+static int zero_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b,
+                      struct error *err) {
     (void)context;
     (void)layer;
     (void)b;
@@ -225,8 +229,8 @@ static int zero_probe(void *context, struct device *dev, int layer, void *x, int
     return 0;
 }
 
-static int refuse_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b, struct error *err)
-{
+static int refuse_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b,
+                        struct error *err) {
     (void)context;
     (void)dev;
     (void)layer;
@@ -238,8 +242,7 @@ static int refuse_probe(void *context, struct device *dev, int layer, void *x, i
 }
 
 /* With attn_out and mlp_out of every layer set to zero the stream stays the embedding; a probe's error stops the pass. */
-static void probes_edit_and_stop(void **state)
-{
+static void probes_edit_and_stop(void **state) {
     struct model m;
     struct batch b;
     struct error why;
@@ -248,7 +251,10 @@ static void probes_edit_and_stop(void **state)
     (void)state;
     open_model(&m, GOLDEN "/tiny_llama");
     golden_batch(&b, &m, st, 0, 2);
-    const struct probe edits[] = {{PROBE_ATTN_OUT, -1, zero_probe, NULL}, {PROBE_MLP_OUT, -1, zero_probe, NULL}, {PROBE_EMBED, -1, keep_probe, &embed}, {PROBE_RESID_POST, 1, keep_probe, &post}};
+    const struct probe edits[] = {{PROBE_ATTN_OUT, -1, zero_probe, NULL},
+                                  {PROBE_MLP_OUT, -1, zero_probe, NULL},
+                                  {PROBE_EMBED, -1, keep_probe, &embed},
+                                  {PROBE_RESID_POST, 1, keep_probe, &post}};
     MUST(model_forward(&m, &b, edits, 4, NULL, err));
     assert_memory_equal(post.data[2], embed.data[0], (size_t)post.rows * (size_t)post.width * sizeof(float));
     const struct probe stop[] = {{PROBE_RESID_MID, -1, keep_probe, &mid}, {PROBE_RESID_POST, 0, refuse_probe, NULL}};
@@ -268,8 +274,7 @@ static void probes_edit_and_stop(void **state)
 }
 
 /* Generation with the cache equals running the whole sequence again for every token. */
-static void cache_changes_nothing(void **state)
-{
+static void cache_changes_nothing(void **state) {
     enum { NEW = 12 };
     struct model m;
     struct batch b, one;
@@ -287,8 +292,7 @@ static void cache_changes_nothing(void **state)
         for (int t = 0; t < NEW; t++, checked++) {
             int best = 0;
             MUST(model_forward(&m, &one, NULL, 0, logits, err));
-            for (int v = 1; v < m.vocab; v++)
-                best = logits[v] > logits[best] ? v : best;
+            for (int v = 1; v < m.vocab; v++) best = logits[v] > logits[best] ? v : best;
             assert_int_equal(ids[i * NEW + t], best);
             const int at = one.n_tokens++;
             one.ids[at] = one.source[at] = best;
@@ -307,8 +311,7 @@ static void cache_changes_nothing(void **state)
     MUST(model_generate(&m, &b, NEW, NULL, 0, &ids2, &lengths2, &stopped2, err));
     for (int i = 0; i < 3; i++) {
         int end = 0;
-        while (end < NEW - 1 && ids[i * NEW + end] != m.eos[0])
-            end++;
+        while (end < NEW - 1 && ids[i * NEW + end] != m.eos[0]) end++;
         assert_int_equal(lengths2[i], end + 1);
         assert_int_equal(stopped2[i], ids[i * NEW + end] == m.eos[0]);
         assert_memory_equal(ids2 + i * NEW, ids + i * NEW, (size_t)lengths2[i] * sizeof(int));
@@ -326,11 +329,11 @@ static void cache_changes_nothing(void **state)
     safetensors_close(st);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(llava_equals_transformers), cmocka_unit_test(llama_equals_transformers), cmocka_unit_test(every_layout_is_the_same_model),
-        cmocka_unit_test(packing_changes_nothing),   cmocka_unit_test(probes_edit_and_stop),       cmocka_unit_test(cache_changes_nothing),
+        cmocka_unit_test(llava_equals_transformers),      cmocka_unit_test(llama_equals_transformers),
+        cmocka_unit_test(every_layout_is_the_same_model), cmocka_unit_test(packing_changes_nothing),
+        cmocka_unit_test(probes_edit_and_stop),           cmocka_unit_test(cache_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,20 +4,19 @@
 
 static const double LIMIT = 1e-5; /* f32 against f32; the issue asks 1e-4 */
 
-static void close_to(const char *what, int layer, const float *a, const float *b, size_t n)
-{
+static void close_to(const char *what, int layer, const float *a, const float *b, size_t n) {
     const double e = relative_rms(a, b, n);
     printf("  %-16s layer %2d   relative RMS %.2g\n", what, layer, e);
     if (!(e <= LIMIT))
-        FAIL("%s, layer %d: relative RMS error %g, limit %g; if the world's weights changed, remake: python tools/golden/make_models.py " WORLD " " GOLDEN, what, layer, e, LIMIT);
+        FAIL("%s, layer %d: relative RMS error %g, limit %g; if the world's weights changed, remake: python "
+             "tools/golden/make_models.py " WORLD " " GOLDEN,
+             what, layer, e, LIMIT);
 }
 
 /* FNV-1a, 64 bit. */
-static uint64_t hash(const void *data, size_t bytes)
-{
+static uint64_t hash(const void *data, size_t bytes) {
     uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < bytes; i++)
-        h = (h ^ ((const uint8_t *)data)[i]) * 0x100000001b3u;
+    for (size_t i = 0; i < bytes; i++) h = (h ^ ((const uint8_t *)data)[i]) * 0x100000001b3u;
     return h;
 }
 
@@ -27,30 +26,26 @@ struct world {
     struct safetensors *st;
 };
 
-static void open_world(struct world *w)
-{
+static void open_world(struct world *w) {
     open_model(&w->m, WORLD "/vlm");
     MUST(samples_open(&w->s, WORLD "/data/vqa_test.jsonl", err));
     w->st = open_golden("world");
 }
 
-static void close_world(struct world *w)
-{
+static void close_world(struct world *w) {
     model_close(&w->m);
     samples_free(&w->s);
     safetensors_close(w->st);
 }
 
-static size_t line_of(const struct world *w, int i)
-{
+static size_t line_of(const struct world *w, int i) {
     int32_t *line = golden_int(w->st, NULL, "%d/line", i);
     const size_t at = (size_t)*line;
     free(line);
     return at;
 }
 
-static void tokens_and_pixels_are_identical(void **state)
-{
+static void tokens_and_pixels_are_identical(void **state) {
     struct world w;
     (void)state;
     open_world(&w);
@@ -71,8 +66,7 @@ static void tokens_and_pixels_are_identical(void **state)
     close_world(&w);
 }
 
-static void states_and_logits(void **state)
-{
+static void states_and_logits(void **state) {
     struct world w;
     (void)state;
     open_world(&w);
@@ -84,7 +78,8 @@ static void states_and_logits(void **state)
         const struct probe probes[] = {{PROBE_EMBED, -1, keep_probe, &embed}, {PROBE_RESID_POST, -1, keep_probe, &post}};
         size_t n;
         int32_t *rows = golden_int(w.st, &n, "%d/rows", i);
-        float *states = golden_real(w.st, NULL, "%d/states", i), *logits = golden_real(w.st, NULL, "%d/logits", i), *mine = malloc(n * C * sizeof *mine);
+        float *states = golden_real(w.st, NULL, "%d/states", i), *logits = golden_real(w.st, NULL, "%d/logits", i),
+              *mine = malloc(n * C * sizeof *mine);
         MUST(model_batch(&w.m, &b, &w.s, line_of(&w, i), 1, false, err));
         MUST(model_forward(&w.m, &b, probes, 2, last, err));
         for (int l = -1; l < w.m.n_layers; l++) {
@@ -105,8 +100,7 @@ static void states_and_logits(void **state)
     close_world(&w);
 }
 
-static void tower_and_projector(void **state)
-{
+static void tower_and_projector(void **state) {
     struct world w;
     struct batch b;
     struct kept vision = {.point = PROBE_VISION_RESID}, rows = {.point = PROBE_PROJECTOR};
@@ -117,12 +111,12 @@ static void tower_and_projector(void **state)
     MUST(model_forward(&w.m, &b, probes, 2, NULL, err));
     size_t count;
     float *want = golden_real(w.st, &count, "vision"), *projected = golden_real(w.st, NULL, "projector");
-    const size_t width = (size_t)w.m.vision_width, C = (size_t)w.m.d_model, kept = count / ((size_t)w.m.vision_layers + 1) / width; /* every 16th row */
+    const size_t width = (size_t)w.m.vision_width, C = (size_t)w.m.d_model,
+                 kept = count / ((size_t)w.m.vision_layers + 1) / width; /* every 16th row */
     for (int l = 0; l < w.m.vision_layers; l++)
         for (size_t r = 0; r < kept; r++)
             close_to("tower", l, vision.data[l + 1] + r * 16 * width, want + ((size_t)(l + 1) * kept + r) * width, width);
-    for (size_t r = 0; r < (size_t)w.m.n_image_rows / 16; r++)
-        close_to("projector", 0, rows.data[0] + r * 16 * C, projected + r * C, C);
+    for (size_t r = 0; r < (size_t)w.m.n_image_rows / 16; r++) close_to("projector", 0, rows.data[0] + r * 16 * C, projected + r * C, C);
     free(want);
     free(projected);
     kept_free(&vision);
@@ -132,8 +126,7 @@ static void tower_and_projector(void **state)
 }
 
 /* The answers, in batches of 8, token by token. */
-static void answers_are_identical(void **state)
-{
+static void answers_are_identical(void **state) {
     enum { N = 200, NEW = 16 };
     struct world w;
     struct samples want;
@@ -170,8 +163,7 @@ static void answers_are_identical(void **state)
     close_world(&w);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tokens_and_pixels_are_identical),
         cmocka_unit_test(states_and_logits),
