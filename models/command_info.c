@@ -170,7 +170,9 @@ static void print_text(const struct info *info) {
            info->format);
     printf("  %zu parameters, %.1f MB in %zu file%s", info->parameters, (double)info->bytes / 1e6, json_array_size(info->files),
            json_array_size(info->files) == 1 ? "" : "s");
-    json_object_foreach(info->dtypes, key, value) printf(", %s", key);
+    json_object_foreach(info->dtypes, key, value) {
+        printf(", %s", key);
+    }
     puts("");
     json_object_foreach(info->dims, key, value) {
         if (json_is_string(value))
@@ -182,7 +184,9 @@ static void print_text(const struct info *info) {
     }
     if (json_array_size(info->problems))
         printf("  %zu problem%s:\n", json_array_size(info->problems), json_array_size(info->problems) == 1 ? "" : "s");
-    json_array_foreach(info->problems, i, value) printf("    %s\n", json_string_value(value));
+    json_array_foreach(info->problems, i, value) {
+        printf("    %s\n", json_string_value(value));
+    }
 }
 
 static int run(const struct command *self, struct error *err) {
