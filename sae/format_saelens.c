@@ -188,6 +188,8 @@ static json_t *config_of(const struct sae_host *s)
     json_object_set_new(o, "reshape_activations", json_string("none"));
     if (s->hook[0])
         json_object_set_new(metadata, "hook_name", json_string(s->hook));
+    json_object_set_new(metadata, "prepend_bos", json_true());
+    json_object_set_new(metadata, "sae_lens_version", json_string("6.0.0")); /* of the layout: without it SAELens migrates the file as an older one */
     json_object_set_new(metadata, "written_by", json_string("stagediff"));
     json_object_set_new(o, "metadata", metadata);
     return o;
