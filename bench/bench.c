@@ -99,17 +99,17 @@ static int bench_op(struct bench *b, int runs, bool json, const struct machine *
     return 0;
 }
 
-static int bench_all(struct device *dev, int runs) {
+static int bench_all(struct device *dev, int runs, bool json) {
     const struct bench_op *tables[] = {bench_model_ops, bench_sae_ops};
     struct machine p = probe_machine(dev);
     int wrong = 0;
-    print_head(dev, p);
+    if (!json) print_head(dev, p);
     for (int t = 0; t < 2; t++)
         for (const struct bench_op *op = tables[t]; op->name; op++)
             for (int low = 0; low <= (op->has_low && sizeof(act_t) == sizeof(float)); low++) {
                 struct bench b = {.dev = dev, .op = op, .low = low};
                 for (int i = 0; op->dim[i].name; i++) b.dim[i] = op->dim[i].fallback;
-                wrong |= bench_op(&b, runs, false, &p);
+                wrong |= bench_op(&b, runs, json, &p);
             }
     return wrong;
 }
@@ -162,7 +162,7 @@ int main(int argc, char **argv) {
         for (int i = 0; op->dim[i].name; i++) b.dim[i] = (int)options[i].number;
         status = bench_op(&b, runs, option(&command, "--json")->number != 0, NULL);
     } else {
-        status = bench_all(dev, runs);
+        status = bench_all(dev, runs, option(&command, "--json")->number != 0);
     }
     device_close(dev);
     return status ? 1 : 0;

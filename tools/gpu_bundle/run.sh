@@ -29,10 +29,13 @@ find_libraries() { # cuBLASLt: ldconfig knows it, or CUDA's folder, or Python's 
 # part NAME SECONDS COMMAND...: output to the log and to $work/last; JSON lines become rows of results.json
 part() {
     local name=$1 limit=$2 left=$((deadline - SECONDS)) start=$SECONDS status
+    local why=""
     shift 2
-    if [ "$left" -le 5 ]; then
-        say "$(printf '%-34s no time left' "$name")"
-        echo "{\"part\": \"$name\", \"status\": \"no time left\", \"seconds\": 0}" >>"$work/parts"
+    [ -n "$no_device" ] && why="no device"
+    [ "$left" -le 5 ] && why="no time left"
+    if [ -n "$why" ]; then
+        say "$(printf '%-34s %s' "$name" "$why")"
+        echo "{\"part\": \"$name\", \"status\": \"$why\", \"seconds\": 0}" >>"$work/parts"
         return 1
     fi
     [ "$limit" -gt "$left" ] && limit=$left
@@ -42,7 +45,7 @@ part() {
     cat "$work/last" >>"$log"
     grep '^{' "$work/last" | sed "s/^{/{\"part\": \"$name\", /" >>"$work/rows"
     local word="ok"
-    [ $status != 0 ] && word="failed ($status): $(grep -v '^{' "$work/last" | grep -iE 'error|fail|bug|no device|not ' | tail -1 | cut -c1-100)"
+    [ $status != 0 ] && word="failed ($status): $(grep -v '^{' "$work/last" | grep -iE 'error|fail|bug|no .*device|not ' | tail -1 | cut -c1-100)"
     [ $status = 124 ] && word="stopped after $limit s"
     say "$(printf '%-34s %s, %d s' "$name" "$word" $((SECONDS - start)))"
     echo "{\"part\": \"$name\", \"status\": \"$(quote "$word")\", \"seconds\": $((SECONDS - start))}" >>"$work/parts"
@@ -68,21 +71,18 @@ if command -v nvidia-smi >/dev/null && timeout 20 nvidia-smi -L >/dev/null 2>&1;
     nvidia-smi -q >>"$log" 2>&1
 fi
 say "stagediff $(cat "$here/COMMIT") on: $gpu, driver $driver, clocks (sm, mem, max sm, power limit, C): $clocks"
-if ! part device 30 "$here/bin/bench" rmsnorm_forward --json; then
-    say "no device: nothing more can run here"
-    finish
-    exit 2
-fi
+no_device=""
+part "device" 30 "$here/bin/bench" rmsnorm --runs 3 --json || no_device=1
 
 # 1. every op on the GPU against the same oracle as on the CPU
-export STAGEDIFF_GOLDEN=$here/golden
-for t in "$here"/tests/test_*; do part "op $(basename "$t" | sed s/test_//)" 60 "$t"; done
+cd "$here" || exit 2 # op tests read tests/golden/
+for t in tests/test_*; do part "op $(basename "$t" | sed s/test_//)" 60 "$t"; done
 
 # 2. the small world: cuda against cpu
 cd "$here/world" || exit 2
 part "world harvest cpu" 60 "$here/bin/stagediff-cpu" harvest --quiet --model vlm --data data/few.jsonl --points 'blocks.*.hook_resid_post,logits' --out "$work/cpu.safetensors"
 part "world harvest cuda" 60 "$here/bin/stagediff-cuda" harvest --quiet --model vlm --data data/few.jsonl --points 'blocks.*.hook_resid_post,logits' --out "$work/cuda.safetensors"
-part "world cuda against cpu" 30 "$here/bin/compare" "$work/cpu.safetensors" "$work/cuda.safetensors" "$here/golden/executors.json"
+part "world cuda against cpu" 30 "$here/bin/compare" "$work/cpu.safetensors" "$work/cuda.safetensors" "$here/tests/golden/executors.json"
 for e in cpu cuda; do
     part "world SAE step $e" 60 "$here/bin/stagediff-$e" train --quiet --rows "$work/cpu.safetensors" --tensor 0/blocks.4.hook_resid_post \
         --random 1024 --k 16 --steps 20 --batch 64 --lr 1e-3 --no-shuffle --out "$work/sae-$e" && tail -1 "$work/sae-$e/metrics.jsonl" | tee -a "$summary"
@@ -99,7 +99,7 @@ if command -v compute-sanitizer >/dev/null; then
 else say "compute-sanitizer: not installed"; fi
 
 # 4. ceilings and every kernel's share of its floor; 5. the SAE step beside PyTorch
-part "ceilings and kernels" 120 bin/bench all --json
+part "ceilings and kernels" 120 bin/bench --json
 part "SAE step" 90 bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --json
 if python3 -c 'import torch' 2>/dev/null; then
     part "SAE step, PyTorch" 120 python3 peers/sae_step.py --d 4096 --m 32768 --k 50 --batch 8192 --device cuda --json
@@ -107,7 +107,7 @@ else say "PyTorch: does not import here, no peer figures"; fi
 
 # 6. where the time goes
 if command -v ncu >/dev/null; then
-    part "ncu" 90 ncu --set basic --launch-count 12 --kernel-name-base demangled bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --repeats 1 --json
+    part "ncu" 90 ncu --set basic --launch-count 12 --kernel-name-base demangled bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --runs 1 --json
 else say "ncu: not installed"; fi
 
 say ""
@@ -117,3 +117,4 @@ while read -r row; do
     [ -n "$(field median_ms)" ] && say "$(printf '%-32s %10s %9s   %s' "$(field part | cut -c1-10) $(field op)$(field form)" "$(field median_ms)" "$(field best_ms)" "$(field share)")"
 done <"$work/rows"
 finish
+[ -z "$no_device" ] || exit 2
