@@ -1,0 +1,67 @@
+#!/bin/bash
+# test_commands.sh - info, generate and harvest as a script meets them: output, exit status, the error's sentence. Ends with
+# `N passed, N failed`. Program: $STAGEDIFF, else build/cpu/stagediff.
+cd "$(dirname "$0")/../.." || exit 1
+program=${STAGEDIFF:-build/cpu/stagediff} tiny=tests/models/golden world=tools/tinyworld/world
+dir=$(mktemp -d) passed=0 failed=0
+trap 'rm -rf "$dir"' EXIT
+
+# expect STATUS "what must be said" "title" COMMAND...: status, and every part (split at |) on stdout or stderr
+expect() {
+    local want=$1 says=$2 title=$3 part
+    shift 3
+    "$@" >"$dir/out" 2>"$dir/err"
+    local got=$? ok=1
+    [ "$got" = "$want" ] || ok=0
+    IFS='|' read -ra parts <<<"$says"
+    for part in "${parts[@]}"; do grep -qF -- "$part" "$dir/out" "$dir/err" || ok=0; done
+    [ "$want" = 2 ] && [ "$(wc -l <"$dir/err")" != 1 ] && ok=0 # one sentence
+    if [ $ok = 1 ]; then passed=$((passed + 1)); else
+        failed=$((failed + 1))
+        echo "FAILED $title: status $got (expected $want), expected to read \"$says\""
+        head -5 "$dir/out" "$dir/err"
+    fi
+}
+
+expect 0 'language model, llama layout|head_dim               24' 'info of an LLM' $program info $tiny/tiny_llama
+expect 0 '"kind":"llava","format":"llava-hf"|"n_kv_heads":1|"image_rows":9|"dtypes":{"BF16":87336}|"problems":[]' 'info as JSON' $program info $tiny/tiny_llava --json
+cp -r $tiny/tiny_llama "$dir/a" && rm "$dir/a/tokenizer.json" && sed -i 's/"intermediate_size": 40/"intermediate_size": 48/' "$dir/a/config.json"
+expect 0 '"kind":"llm"|mlp.gate_proj.weight: expected shape (48, 32), found (40, 32)|tokenizer.json' 'info of a broken folder' $program info "$dir/a" --json
+rm "$dir/a/config.json"
+expect 0 '"kind":"llm"|config.json' 'kind by tensors alone' $program info "$dir/a" --json
+expect 2 'config.json' 'info of an empty folder' $program info "$dir"
+expect 2 'no such folder' 'info of nothing' $program info "$dir/nothing"
+
+expect 0 '"id":0|"prompt_ids":[|"ids":[|"stopped":"length"' 'generate as JSON' $program generate --model $tiny/tiny_llama --prompt 'hello' --max-new-tokens 3 --json
+expect 2 '--prompt' 'generate needs a prompt' $program generate --model $tiny/tiny_llama
+expect 2 '97 tokens|96' 'too long for the model' $program generate --model $tiny/tiny_llama --prompt "$(printf 'a%.0s' $(seq 97))"
+expect 2 'no vision tower' 'a picture for an LLM' $program generate --model $tiny/tiny_llama --prompt 'a' --image nothing.png
+
+printf '{"prompt": "abc", "answer": "de"}\n\n{"prompt": "f"}\n' >"$dir/data.jsonl"
+harvest="$program harvest --model $tiny/tiny_llama --data $dir/data.jsonl --out $dir/h.safetensors --points"
+expect 0 '' 'harvest' $harvest 'hook_embed,blocks.*.hook_resid_post,logits'
+expect 0 '0/blocks.1.hook_resid_post|1/tokens|1/logits|"shape":[5,32]|"shape":[1,261]' 'what harvest wrote' head -c 4000 "$dir/h.safetensors"
+expect 0 '' 'harvest of last rows' $harvest 'blocks.0.hook_mlp_out,logits' --last-only --batch 1
+expect 0 '"shape":[1,32]|"shape":[1,261]' 'last rows' head -c 4000 "$dir/h.safetensors"
+rm "$dir/h.safetensors"
+expect 2 'blocks.2.hook_resid_post|layers 0 to 1' 'a layer that is not there' $harvest blocks.2.hook_resid_post
+expect 2 'no vision tower' 'a vision point of an LLM' $harvest vision.selected
+expect 2 'unknown point "hook_resid"' 'an unknown point' $harvest hook_resid
+printf '{"prompt": "abc"}\n{"prompt": 3}\n' >"$dir/data.jsonl"
+expect 2 'data.jsonl|2' 'a bad line' $harvest hook_embed
+printf '{"prompt": "abc"}\n{"prompt": "a", "image": "gone.png"}\n' >"$dir/data.jsonl"
+expect 2 'gone.png|line 2' 'a missing picture' $program harvest --model $tiny/tiny_llava --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points projector
+[ -e "$dir/h.safetensors" ] && failed=$((failed + 1)) && echo "FAILED: an output file of a failed run"
+
+if [ -d $world/vlm ]; then
+    head -1 $world/data/vqa_test.jsonl >"$dir/data.jsonl" && ln -s "$PWD/$world/data/images" "$dir/images"
+    expect 0 '' 'harvest at the tower' $program harvest --model $world/vlm --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.4.hook_resid_post,vision.selected,projector,ln_final.hook_normalized'
+    expect 0 '0/vision.4.hook_resid_post|"shape":[65,96]|"shape":[64,96]|"shape":[64,128]' 'rows of the tower' head -c 4000 "$dir/h.safetensors"
+    expect 0 '' 'a bare tower takes pictures alone' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post'
+    expect 2 'vision tower alone' 'a text point of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points logits
+    cp -r $world/vlm "$dir/vlm" && sed -i 's|"../clip"|"someone/tower"|' "$dir/vlm/config.json"
+    expect 2 '--vision-tower' 'a tower that is nowhere' $program generate --model "$dir/vlm" --prompt a
+    expect 0 '' 'a tower named by hand' $program generate --model "$dir/vlm" --vision-tower $world/clip --prompt a --max-new-tokens 1
+fi
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
