@@ -79,6 +79,7 @@ template <int W> __global__ void __launch_bounds__(256)
 }
 
 void swiglu_forward(struct device *dev, bf16 *y, const bf16 *gate_up, int N, int F) {
+    OP_RANGE();
     if (N <= 0) return;
     if (F % 8 == 0 && vec_aligned(y, gate_up))
         LAUNCH((swiglu_forward_kernel<8>), N, row_threads(F / 8, 256), 0, dev->stream, y, gate_up, F);
@@ -87,6 +88,7 @@ void swiglu_forward(struct device *dev, bf16 *y, const bf16 *gate_up, int N, int
 }
 
 void quick_gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {
+    OP_RANGE();
     if (n == 0) return;
     if (vec_aligned(y, x))
         LAUNCH((unary_forward_kernel<QUICK_GELU, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
@@ -95,6 +97,7 @@ void quick_gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {
 }
 
 void gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {
+    OP_RANGE();
     if (n == 0) return;
     if (vec_aligned(y, x))
         LAUNCH((unary_forward_kernel<GELU, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
@@ -103,6 +106,7 @@ void gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {
 }
 
 void residual_add(struct device *dev, bf16 *y, const bf16 *a, const bf16 *b, size_t n) {
+    OP_RANGE();
     if (n == 0) return;
     if (vec_aligned(y, a, b))
         LAUNCH((residual_add_kernel<8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, a, b, n);
@@ -111,6 +115,7 @@ void residual_add(struct device *dev, bf16 *y, const bf16 *a, const bf16 *b, siz
 }
 
 void gather_rows(struct device *dev, bf16 *y, const bf16 *x, const int *index, int n, int C) {
+    OP_RANGE();
     if (n <= 0) return;
     if (C % 8 == 0 && vec_aligned(y, x))
         LAUNCH((gather_rows_kernel<8>), n, row_threads(C / 8, 256), 0, dev->stream, y, x, index, C);
@@ -119,6 +124,7 @@ void gather_rows(struct device *dev, bf16 *y, const bf16 *x, const int *index, i
 }
 
 void act_from_real(struct device *dev, bf16 *y, const float *x, size_t n) {
+    OP_RANGE();
     if (n == 0) return;
     if (vec_aligned(y, x))
         LAUNCH((convert_kernel<__nv_bfloat16, float, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);
@@ -127,6 +133,7 @@ void act_from_real(struct device *dev, bf16 *y, const float *x, size_t n) {
 }
 
 void real_from_act(struct device *dev, float *y, const bf16 *x, size_t n) {
+    OP_RANGE();
     if (n == 0) return;
     if (vec_aligned(y, x))
         LAUNCH((convert_kernel<float, __nv_bfloat16, 8>), grid_for((n + 7) / 8), 256, 0, dev->stream, y, x, n);

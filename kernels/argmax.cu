@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(1024) argmax_rows_kernel(int *__restrict__ ind
 }
 
 void argmax_rows(struct device *dev, int *index, const float *x, int N, int V) {
+    OP_RANGE();
     CHECK(V > 0, "V=%d", V);
     if (N > 0) LAUNCH(argmax_rows_kernel, N, row_threads(V, 1024), 0, dev->stream, index, x, V);
 }

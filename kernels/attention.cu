@@ -283,6 +283,7 @@ const char *attention_variant(int index) {
 
 void attention_forward(struct device *dev, bf16 *z, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, const int *q_start,
                        const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, float scale, bool causal) {
+    OP_RANGE();
     CHECK(G > 0 && H % G == 0 && D % 8 == 0 && D <= 256, "H=%d G=%d D=%d", H, G, D);
     CHECK(S <= 65535 && H <= 65535 && vec_aligned(z, q, k, v), "S=%d H=%d, or addresses not 16-byte aligned", S, H);
     if (S <= 0 || max_q <= 0) return;

@@ -12,6 +12,18 @@
         CHECK(error_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(error_));                                                         \
     } while (0)
 
+/* A named range in profiles round everything an op launches: OP_RANGE(); first in its body. Build with -DSTAGEDIFF_NVTX. */
+#if defined(__CUDACC__) && defined(STAGEDIFF_NVTX)
+#include <nvtx3/nvToolsExt.h>
+struct op_range {
+    explicit op_range(const char *name) { nvtxRangePushA(name); }
+    ~op_range() { nvtxRangePop(); }
+};
+#define OP_RANGE() struct op_range op_range_(__func__)
+#else
+#define OP_RANGE() ((void)0)
+#endif
+
 enum { DEVICE_WORKSPACE_BYTES = 32 << 20 };
 struct device {
     char name[256];

@@ -43,6 +43,7 @@ template <int W> __global__ void __launch_bounds__(256)
 }
 
 void embed_forward(struct device *dev, bf16 *x, const int *source, const bf16 *table, const bf16 *image_rows, int N, int C) {
+    OP_RANGE();
     if (N <= 0) return;
     if (C % 8 == 0 && vec_aligned(x, table, image_rows))
         LAUNCH((embed_forward_kernel<8>), N, row_threads(C / 8, 256), 0, dev->stream, x, source, table, image_rows, C);
@@ -51,6 +52,7 @@ void embed_forward(struct device *dev, bf16 *x, const int *source, const bf16 *t
 }
 
 void patch_extract(struct device *dev, bf16 *rows, const float *pixels, int B, int S, int P) {
+    OP_RANGE();
     CHECK(P > 0 && S % P == 0, "S=%d P=%d", S, P);
     const int patches = B * (S / P) * (S / P);
     if (patches > 0) LAUNCH(patch_extract_kernel, patches, row_threads(3 * P * P, 256), 0, dev->stream, rows, pixels, S, P);
@@ -58,6 +60,7 @@ void patch_extract(struct device *dev, bf16 *rows, const float *pixels, int B, i
 
 void vision_embed_forward(struct device *dev, bf16 *x, const bf16 *patches, const bf16 *class_row, const bf16 *position, int B, int n,
                           int C) {
+    OP_RANGE();
     CHECK(B <= 65535, "B=%d", B);
     if (B <= 0) return;
     const dim3 grid(n + 1, B);

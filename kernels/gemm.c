@@ -27,7 +27,7 @@ static void linear(double *y, const double *x, const double *w, const double *bi
 #endif
 
 /* At most this many rows go through dot products: measured against oneDNN's sgemm at I 512, O 2816. */
-enum { FEW_ROWS = 4, TILE_ROWS = 320, TILE_COLUMNS = 256, DOT_COLUMNS = 32 };
+enum { FEW_ROWS = 4, TILE_ROWS = 160, TILE_COLUMNS = 128, DOT_COLUMNS = 32 };
 
 /* rows <= FEW_ROWS dot products with one row of w, which is read once. */
 static void dots(float *sum, const float *restrict x, const float *restrict w, int rows, int I) {

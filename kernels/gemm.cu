@@ -153,9 +153,11 @@ static void linear(struct device *, void *y, bool real, const bf16 *x, const bf1
 #endif
 
 void linear_forward(struct device *dev, bf16 *y, const bf16 *x, const bf16 *w, const bf16 *bias, int N, int I, int O) {
+    OP_RANGE();
     if (N > 0 && O > 0) linear(dev, y, false, x, w, bias, N, I, O);
 }
 
 void linear_forward_real(struct device *dev, float *y, const bf16 *x, const bf16 *w, int N, int I, int O) {
+    OP_RANGE();
     if (N > 0 && O > 0) linear(dev, y, true, x, w, nullptr, N, I, O);
 }

@@ -63,6 +63,7 @@ template <int W> __global__ void __launch_bounds__(1024)
 }
 
 void rmsnorm_forward(struct device *dev, bf16 *y, float *rstd, const bf16 *x, const bf16 *w, int N, int C, float eps) {
+    OP_RANGE();
     if (N <= 0) return;
     if (C % 8 == 0 && vec_aligned(y, x, w))
         LAUNCH((rmsnorm_forward_block_kernel<8>), N, row_threads(C / 8, 1024), 0, dev->stream, y, rstd, x, w, C, eps);
@@ -72,6 +73,7 @@ void rmsnorm_forward(struct device *dev, bf16 *y, float *rstd, const bf16 *x, co
 
 void layernorm_forward(struct device *dev, bf16 *y, float *mean, float *rstd, const bf16 *x, const bf16 *w, const bf16 *b, int N, int C,
                        float eps) {
+    OP_RANGE();
     if (N <= 0) return;
     if (C % 8 == 0 && vec_aligned(y, x, w, b))
         LAUNCH((layernorm_forward_block_kernel<8>), N, row_threads(C / 8, 1024), 0, dev->stream, y, mean, rstd, x, w, b, C, eps);

@@ -38,6 +38,7 @@ template <int W> __global__ void __launch_bounds__(256)
 
 void qkv_split_rope(struct device *dev, bf16 *q, bf16 *k, bf16 *v, const bf16 *qkv, const int *position, const float *cosine,
                     const float *sine, int N, int H, int G, int D) {
+    OP_RANGE();
     CHECK(D % 2 == 0 && !cosine == !sine, "D=%d", D);
     if (N <= 0) return;
     const int pairs = (H + 2 * G) * D / 2;
