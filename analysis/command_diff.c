@@ -5,31 +5,28 @@
 
 #include "kernels/device.h"
 
-static int run(const struct command *self, struct error *err)
-{
+static int run(const struct command *self, struct error *err) {
     struct run_config c;
     struct run_summary summary;
     sqlite3 *db = NULL;
     char why[256] = "";
-    if (run_config_open(&c, option(self, "CONFIG")->text, err))
-        return -1;
+    if (run_config_open(&c, option(self, "CONFIG")->text, err)) return -1;
     struct device *dev = device_open(0, self->threads, why, sizeof why);
     int status = dev ? run_db_open(&db, &c, err) : fail(err, "no device: %s", why);
     if (status == 0) {
         stop_install();
         status = run_stage(&c, dev, db, RUN_DIFF, err);
     }
-    if (status == 0)
-        status = run_summary_read(&summary, db, &c, err);
+    if (status == 0) status = run_summary_read(&summary, db, &c, err);
     if (status == 0) {
         printf("%-7s %9s %9s %8s %15s\n", "layer", "features", "adapted", "share", "median cosine");
         for (int i = 0; i < summary.n_layers; i++) {
             const struct layer_share *l = &summary.layer[i];
-            printf("%-7d %9ld %9ld %7.1f%% %15.3f\n", l->layer, l->features, l->adapted, 100.0 * (double)l->adapted / (double)l->features, l->median_cosine);
+            printf("%-7d %9ld %9ld %7.1f%% %15.3f\n", l->layer, l->features, l->adapted, 100.0 * (double)l->adapted / (double)l->features,
+                   l->median_cosine);
         }
         run_summary_free(&summary);
-        if (fflush(stdout) || ferror(stdout))
-            status = fail(err, "cannot write to stdout");
+        if (fflush(stdout) || ferror(stdout)) status = fail(err, "cannot write to stdout");
     }
     sqlite3_close(db);
     device_close(dev);
@@ -45,10 +42,12 @@ static struct option options[] = {
 struct command command_diff = {
     .name = "diff",
     .summary = "which features turned and became visual: energies, cosines, the adapted set",
-    .description = "Streams the validation samples through the base LLM (text alone) and the vision-language model, with the run's dictionaries listening,\n"
-                   "and writes feature_metrics to run.db: E_v, E_t (unit-decoder convention), decoder and encoder cosine, firing, adapted.\n"
-                   "Needs the dictionaries that `stagediff train CONFIG.json` leaves. Prints the adapted share of every layer.\n\n"
-                   "  stagediff diff tools/tinyworld/demo.json\n",
+    .description =
+        "Streams the validation samples through the base LLM (text alone) and the vision-language model, with the run's dictionaries "
+        "listening,\n"
+        "and writes feature_metrics to run.db: E_v, E_t (unit-decoder convention), decoder and encoder cosine, firing, adapted.\n"
+        "Needs the dictionaries that `stagediff train CONFIG.json` leaves. Prints the adapted share of every layer.\n\n"
+        "  stagediff diff tools/tinyworld/demo.json\n",
     .options = options,
     .run = run,
 };

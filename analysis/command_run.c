@@ -6,53 +6,45 @@
 
 #include "kernels/device.h"
 
-static void print_plan(const struct run_config *c, const bool *finished, const struct device *dev)
-{
+static void print_plan(const struct run_config *c, const bool *finished, const struct device *dev) {
     static const char *const what[RUN_STAGES] = {"fine-tune one dictionary per layer and regime on streamed activations",
-                                                 "energies, cosines and the adapted features, against the base dictionaries", "report.html"};
+                                                 "energies, cosines and the adapted features, against the base dictionaries",
+                                                 "report.html"};
     fprintf(stderr, "stagediff run: %s on %s\n", c->out, device_name(dev));
     for (int s = 0; s < RUN_STAGES; s++)
         fprintf(stderr, "  %-7s %s%s\n", run_stage_names[s], what[s], finished[s] ? " (finished before with these settings: skipped)" : "");
 }
 
-static int run_all(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err)
-{
+static int run_all(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
     bool finished[RUN_STAGES];
     struct run_summary summary;
     int status = 0;
-    for (int s = 0; s < RUN_STAGES; s++)
-        finished[s] = (s == 0 || finished[s - 1]) && run_stage_finished(db, c, (enum run_stage_index)s);
-    if (!log_quiet)
-        print_plan(c, finished, dev);
+    for (int s = 0; s < RUN_STAGES; s++) finished[s] = (s == 0 || finished[s - 1]) && run_stage_finished(db, c, (enum run_stage_index)s);
+    if (!log_quiet) print_plan(c, finished, dev);
     status = run_config_write(c, err);
     for (int s = 0; s < RUN_STAGES && status == 0; s++) {
         double start = seconds_now();
-        if (finished[s])
-            continue;
+        if (finished[s]) continue;
         status = run_stage(c, dev, db, (enum run_stage_index)s, err);
         if (status == 0)
             log_note("%s finished in %.1f s", run_stage_names[s], seconds_now() - start);
         else if (status < 0)
             error_context(err, "%s", run_stage_names[s]);
     }
-    if (status == 0)
-        status = run_summary_read(&summary, db, c, err);
+    if (status == 0) status = run_summary_read(&summary, db, c, err);
     if (status == 0) {
         run_summary_print(stdout, &summary, db, c);
         run_summary_free(&summary);
-        if (fflush(stdout) || ferror(stdout))
-            status = fail(err, "cannot write the findings to stdout");
+        if (fflush(stdout) || ferror(stdout)) status = fail(err, "cannot write the findings to stdout");
     }
     return status;
 }
 
-static int run(const struct command *self, struct error *err)
-{
+static int run(const struct command *self, struct error *err) {
     struct run_config c;
     sqlite3 *db = NULL;
     char why[256] = "";
-    if (run_config_open(&c, option(self, "CONFIG")->text, err))
-        return -1;
+    if (run_config_open(&c, option(self, "CONFIG")->text, err)) return -1;
     struct device *dev = device_open(0, self->threads, why, sizeof why);
     int status = dev ? run_db_open(&db, &c, err) : fail(err, "no device: %s", why);
     if (status == 0) {
@@ -73,10 +65,11 @@ static struct option options[] = {
 struct command command_run = {
     .name = "run",
     .summary = "every stage in order: train, diff, report",
-    .description = "Runs the stages of CONFIG.json one after the other into the run's folder: config.json (resolved), run.db, sae/, metrics.jsonl,\n"
-                   "report.html. A stage that was finished with the same settings and files is skipped; a stopped one goes on where it was.\n"
-                   "Ends with the findings on stdout.\n\n"
-                   "  stagediff run tools/tinyworld/demo.json\n",
+    .description =
+        "Runs the stages of CONFIG.json one after the other into the run's folder: config.json (resolved), run.db, sae/, metrics.jsonl,\n"
+        "report.html. A stage that was finished with the same settings and files is skipped; a stopped one goes on where it was.\n"
+        "Ends with the findings on stdout.\n\n"
+        "  stagediff run tools/tinyworld/demo.json\n",
     .options = options,
     .run = run,
 };

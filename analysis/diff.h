@@ -12,7 +12,7 @@
 
 /* Token groups: image rows; question and answer; template text, all of the VLM's run; every token of the base LLM's. */
 enum { DIFF_PATCHES, DIFF_WORDS, DIFF_TEMPLATE, DIFF_BASE, DIFF_GROUPS, DIFF_TOP = 8, DIFF_CHUNK = 2048 };
-#define DIFF_DENSE 0.1 /* features that fire on more of the patches (words) than this say little and are shown last */
+#define DIFF_DENSE   0.1 /* features that fire on more of the patches (words) than this say little and are shown last */
 #define DIFF_IGNORED 255 /* group of a BOS row */
 
 struct diff_top { /* one of a feature's strongest pictures: its strongest image row or word there, over the picture's samples */
@@ -27,12 +27,12 @@ struct diff_origin { /* where a row comes from */
 struct diff_job {
     enum regime regime;
     int layer, d, M, K;
-    double *energy;      /* (DIFF_GROUPS, M) sums of z^2, unit-decoder, after diff_job_collect */
-    int64_t *fired;      /* (DIFF_GROUPS, M) tokens */
-    float *norm;         /* (M) |d_f| */
+    double *energy;                         /* (DIFF_GROUPS, M) sums of z^2, unit-decoder, after diff_job_collect */
+    int64_t *fired;                         /* (DIFF_GROUPS, M) tokens */
+    float *norm;                            /* (M) |d_f| */
     float *decoder_cosine, *encoder_cosine; /* (M) to the base SAE */
-    uint8_t *adapted;    /* (M) after diff_select */
-    struct diff_top *top; /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
+    uint8_t *adapted;                       /* (M) after diff_select */
+    struct diff_top *top;                   /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
     /* on the device while the job's pass runs */
     struct sae sae;
     double *device_energy;
@@ -60,10 +60,11 @@ void diff_buffers_close(struct diff_buffers *b);
 /* diff_stream.c. Open compares the tuned dictionary with the base one; attach puts it on the device, rows accumulates
  * (x: (n, d) act_t on the device; group: n bytes on the host; origin: of each row, NULL without top),
  * collect brings the sums home and takes the dictionary off the device. */
-int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, int layer, const struct sae_host *tuned, const struct sae_host *base, bool keep_top,
-                  struct error *err);
+int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, int layer, const struct sae_host *tuned,
+                  const struct sae_host *base, bool keep_top, struct error *err);
 int diff_job_attach(struct diff_job *job, struct diff_buffers *b, const struct sae_host *tuned, struct error *err);
-void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, int n, const uint8_t *group, const struct diff_origin *origin);
+void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, int n, const uint8_t *group,
+                   const struct diff_origin *origin);
 void diff_job_collect(struct diff_job *job, struct diff_buffers *b);
 void diff_job_close(struct diff_job *job);
 int diff_load(struct sae_host *tuned, const struct run_config *c, enum regime regime, int layer, int d_model, struct error *err);
@@ -71,8 +72,8 @@ int diff_load_base(struct sae_host *base, const struct run_config *c, int layer,
 /* picture[i]: the first sample with sample i's image; i itself without one. Malloced. */
 long *diff_pictures(const struct samples *s);
 /* Runs the samples through the model (base: the base LLM) and every attached job. Adds to tokens. */
-int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples, const long *picture, int batch, bool base, long *tokens,
-                struct error *err);
+int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples,
+                const long *picture, int batch, bool base, long *tokens, struct error *err);
 
 /* diff_select.c. numpy.percentile(values, p): linear between order statistics; reorders values. */
 double percentile_linear(double *values, size_t n, double p);
@@ -86,7 +87,8 @@ struct diff_chosen {
 /* The features to show, of the regime's adapted ones (of all if none is): half by falling energy on image rows, half by falling
  * energy on words, each only if it fires on at most DIFF_DENSE of them and no layer more than its double share; then, to fill up,
  * by falling E_v. Malloced, *count entries. */
-struct diff_chosen *diff_choose(const struct diff_job *jobs, int n_jobs, enum regime regime, const struct diff_counts *n, int wanted, int *count);
+struct diff_chosen *diff_choose(const struct diff_job *jobs, int n_jobs, enum regime regime, const struct diff_counts *n, int wanted,
+                                int *count);
 
 /* diff_examples.c: the second pass, over the strongest samples of the features shown. */
 struct diff_example {
@@ -98,7 +100,7 @@ struct diff_example {
 };
 struct diff_sample { /* a row of `samples` */
     long index;
-    char *tokens;    /* JSON list of strings */
+    char *tokens; /* JSON list of strings */
     uint8_t *kinds;
     int n_tokens;
     uint8_t *picture; /* PNG, as the tower sees it */
@@ -110,11 +112,11 @@ struct diff_examples {
     struct diff_sample *sample;
     int n_samples;
 };
-int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen, int n_chosen, struct diff_buffers *b, struct model *m,
-                      const struct samples *s, struct error *err);
+int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen,
+                      int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, struct error *err);
 void diff_examples_free(struct diff_examples *e);
 
 /* diff_write.c: all rows in one transaction, in place of those of an earlier run. Sample i is line first + i of the data file s. */
-int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n, const double *thresholds, const struct samples *s,
-               long first, const struct diff_examples *e, struct error *err);
+int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n,
+               const double *thresholds, const struct samples *s, long first, const struct diff_examples *e, struct error *err);
 #endif

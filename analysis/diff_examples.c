@@ -14,10 +14,8 @@ struct pass {
     long first; /* e->sample[first + i] is the batch's sample i */
 };
 
-void diff_examples_free(struct diff_examples *e)
-{
-    for (int i = 0; i < e->count; i++)
-        free(e->at[i].values);
+void diff_examples_free(struct diff_examples *e) {
+    for (int i = 0; i < e->count; i++) free(e->at[i].values);
     for (int i = 0; i < e->n_samples; i++) {
         free(e->sample[i].tokens);
         free(e->sample[i].kinds);
@@ -28,25 +26,20 @@ void diff_examples_free(struct diff_examples *e)
     *e = (struct diff_examples){0};
 }
 
-static int strongest_first(const void *a, const void *b)
-{
+static int strongest_first(const void *a, const void *b) {
     const struct diff_top *x = a, *y = b;
-    if ((x->sample < 0) != (y->sample < 0))
-        return x->sample < 0 ? 1 : -1;
-    if (x->value != y->value)
-        return x->value < y->value ? 1 : -1;
+    if ((x->sample < 0) != (y->sample < 0)) return x->sample < 0 ? 1 : -1;
+    if (x->value != y->value) return x->value < y->value ? 1 : -1;
     return (x->sample > y->sample) - (x->sample < y->sample);
 }
 
-static int rising_index(const void *a, const void *b)
-{
+static int rising_index(const void *a, const void *b) {
     const struct diff_sample *x = a, *y = b;
     return (x->index > y->index) - (x->index < y->index);
 }
 
 /* Lists examples and the distinct samples among them, rising. */
-static void plan(struct diff_examples *e, struct diff_job *jobs, const struct diff_chosen *chosen, int n_chosen)
-{
+static void plan(struct diff_examples *e, struct diff_job *jobs, const struct diff_chosen *chosen, int n_chosen) {
     e->at = memory_take((size_t)n_chosen * DIFF_TOP + 1, sizeof *e->at);
     e->sample = memory_take((size_t)n_chosen * DIFF_TOP + 1, sizeof *e->sample);
     for (int i = 0; i < n_chosen; i++) {
@@ -59,22 +52,18 @@ static void plan(struct diff_examples *e, struct diff_job *jobs, const struct di
     }
     qsort(e->sample, (size_t)e->count, sizeof *e->sample, rising_index);
     for (int i = 0; i < e->count; i++)
-        if (e->n_samples == 0 || e->sample[i].index != e->sample[e->n_samples - 1].index)
-            e->sample[e->n_samples++] = e->sample[i];
+        if (e->n_samples == 0 || e->sample[i].index != e->sample[e->n_samples - 1].index) e->sample[e->n_samples++] = e->sample[i];
 }
 
 /* Codes of one chunk of rows into the examples that want them. */
-static void scatter(struct pass *p, int job, int first, int rows, const struct batch *b)
-{
+static void scatter(struct pass *p, int job, int first, int rows, const struct batch *b) {
     struct diff_job *j = &p->jobs[job];
     struct diff_buffers *buffers = p->buffers;
     for (int i = 0; i < p->e->count; i++) {
         struct diff_example *example = &p->e->at[i];
-        if (example->job != job)
-            continue;
+        if (example->job != job) continue;
         for (int s = 0; s < b->n_samples; s++) {
-            if (p->e->sample[p->first + s].index != example->top.sample)
-                continue;
+            if (p->e->sample[p->first + s].index != example->top.sample) continue;
             int start = b->cu_seqlens[s], end = b->cu_seqlens[s + 1];
             if (!example->values) {
                 example->tokens = end - start;
@@ -96,8 +85,8 @@ struct layer_probe {
     int job;
 };
 
-static int observe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *batch, struct error *err)
-{
+static int observe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *batch,
+                   struct error *err) {
     struct layer_probe *probe = context;
     struct diff_buffers *b = probe->pass->buffers;
     struct diff_job *job = &probe->pass->jobs[probe->job];
@@ -114,8 +103,8 @@ static int observe(void *context, struct device *dev, int layer, void *x, int ro
 }
 
 /* Words and picture of a sample as the model had them. */
-static int describe(struct diff_sample *row, const struct model *m, const struct sample *sample, const struct batch *b, int s, struct error *err)
-{
+static int describe(struct diff_sample *row, const struct model *m, const struct sample *sample, const struct batch *b, int s,
+                    struct error *err) {
     int start = b->cu_seqlens[s], n = b->cu_seqlens[s + 1] - start;
     struct image image = {0}, seen = {0};
     json_t *tokens = json_array();
@@ -130,24 +119,24 @@ static int describe(struct diff_sample *row, const struct model *m, const struct
     }
     row->tokens = json_dumps(tokens, JSON_COMPACT);
     json_decref(tokens);
-    if (!row->tokens)
-        row->tokens = memory_string("[]");
+    if (!row->tokens) row->tokens = memory_string("[]");
     if (sample->image)
         status = image_open(&image, sample->image, err) || preprocess_picture(&m->preprocess, &image, &seen, err) ||
-                 image_write_png(&seen, &row->picture, &row->picture_bytes, err) ? -1 : 0;
+                         image_write_png(&seen, &row->picture, &row->picture_bytes, err)
+                     ? -1
+                     : 0;
     image_free(&image);
     image_free(&seen);
     return status;
 }
 
-static int run_batches(struct pass *p, struct model *m, const struct probe *probes, int n_probes, const struct samples *s, int batch, struct error *err)
-{
+static int run_batches(struct pass *p, struct model *m, const struct probe *probes, int n_probes, const struct samples *s, int batch,
+                       struct error *err) {
     struct progress progress;
     int status = 0, total = p->e->n_samples;
     /* borrowed lines, in the order of e->sample */
     struct samples some = {.at = memory_take((size_t)total + 1, sizeof *some.at), .count = (size_t)total, .path = s->path};
-    for (int i = 0; i < total; i++)
-        some.at[i] = s->at[p->e->sample[i].index];
+    for (int i = 0; i < total; i++) some.at[i] = s->at[p->e->sample[i].index];
     progress_start(&progress, "diff: examples", "samples", total);
     for (int first = 0; first < total && status == 0; first += batch) {
         int n = total - first < batch ? total - first : batch;
@@ -157,12 +146,10 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
             break;
         }
         status = model_batch(m, &b, &some, (size_t)first, (size_t)n, true, err);
-        if (status)
-            break;
+        if (status) break;
         p->first = first;
         status = model_forward(m, &b, probes, n_probes, NULL, err);
-        for (int i = 0; i < n && status == 0; i++)
-            status = describe(&p->e->sample[first + i], m, &some.at[first + i], &b, i, err);
+        for (int i = 0; i < n && status == 0; i++) status = describe(&p->e->sample[first + i], m, &some.at[first + i], &b, i, err);
         batch_free(&b);
         progress_update(&progress, first + n, NULL);
     }
@@ -171,9 +158,8 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
     return status;
 }
 
-int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen, int n_chosen, struct diff_buffers *b, struct model *m,
-                      const struct samples *s, struct error *err)
-{
+int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen,
+                      int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, struct error *err) {
     struct pass p = {.e = e, .jobs = jobs, .buffers = b};
     struct probe *probes = memory_take((size_t)m->n_layers + 1, sizeof *probes);
     struct layer_probe *contexts = memory_take((size_t)m->n_layers + 1, sizeof *contexts);
@@ -186,22 +172,18 @@ int diff_examples_run(struct diff_examples *e, const struct run_config *c, struc
         if (job->sae.dev) /* attached for an earlier feature */
             continue;
         status = diff_load(&tuned, c, job->regime, job->layer, job->d, err);
-        if (status)
-            break;
+        if (status) break;
         status = diff_job_attach(job, b, &tuned, err);
         sae_host_free(&tuned);
         contexts[n_probes] = (struct layer_probe){&p, chosen[i].job};
         probes[n_probes] = (struct probe){PROBE_RESID_POST, job->layer, observe, &contexts[n_probes]};
         n_probes++;
     }
-    if (status == 0 && e->count)
-        status = run_batches(&p, m, probes, n_probes, s, c->forward_samples, err);
+    if (status == 0 && e->count) status = run_batches(&p, m, probes, n_probes, s, c->forward_samples, err);
     for (int i = 0; i < n_chosen; i++)
-        if (jobs[chosen[i].job].sae.dev)
-            diff_job_collect(&jobs[chosen[i].job], b); /* its sums are zero: only the detaching counts */
+        if (jobs[chosen[i].job].sae.dev) diff_job_collect(&jobs[chosen[i].job], b); /* its sums are zero: only the detaching counts */
     free(probes);
     free(contexts);
-    if (status)
-        diff_examples_free(e);
+    if (status) diff_examples_free(e);
     return status;
 }

@@ -3,18 +3,15 @@
 #include "kernels/device.h"
 #include <stdio.h>
 
-static double per_token(double sum, long tokens)
-{
-    return tokens ? sum / (double)tokens : 0;
-}
+static double per_token(double sum, long tokens) { return tokens ? sum / (double)tokens : 0; }
 
-static int write_features(sqlite3 *db, const struct diff_job *job, const struct diff_counts *n, struct error *err)
-{
+static int write_features(sqlite3 *db, const struct diff_job *job, const struct diff_counts *n, struct error *err) {
     sqlite3_stmt *q = NULL;
     size_t M = (size_t)job->M;
     int status = 0;
     if (run_db_prepare(db, &q, err,
-                       "INSERT INTO features(layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, fire_image, fire_text, adapted,"
+                       "INSERT INTO features(layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, "
+                       "fire_image, fire_text, adapted,"
                        " energy_patches, energy_words, fire_patches, fire_words) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                        ""))
         return -1;
@@ -34,45 +31,44 @@ static int write_features(sqlite3 *db, const struct diff_job *job, const struct 
         sqlite3_bind_double(q, 12, per_token(job->energy[DIFF_WORDS * M + i], n->tokens[DIFF_WORDS]));
         sqlite3_bind_double(q, 13, per_token((double)job->fired[DIFF_PATCHES * M + i], n->tokens[DIFF_PATCHES]));
         sqlite3_bind_double(q, 14, per_token((double)job->fired[DIFF_WORDS * M + i], n->tokens[DIFF_WORDS]));
-        if (sqlite3_step(q) != SQLITE_DONE)
-            status = fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
+        if (sqlite3_step(q) != SQLITE_DONE) status = fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
         sqlite3_reset(q);
     }
     sqlite3_finalize(q);
     return status;
 }
 
-static int write_examples(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, const struct samples *s, long first, const struct diff_examples *e,
-                          struct error *err)
-{
+static int write_examples(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, const struct samples *s, long first,
+                          const struct diff_examples *e, struct error *err) {
     for (int i = 0; i < e->n_samples; i++) {
         const struct diff_sample *row = &e->sample[i];
         const struct sample *line = &s->at[first + row->index];
-        if (run_db_run(db, err, "INSERT INTO samples(sample, id, image, question, answer, tokens, kinds, picture) VALUES(?,?,?,?,?,?,?,?)", "itttttbb", first + row->index, line->id, line->image,
-                       line->question ? line->question : line->prompt, line->answer, row->tokens, (const void *)row->kinds, (size_t)row->n_tokens, (const void *)row->picture,
-                       row->picture_bytes))
+        if (run_db_run(db, err, "INSERT INTO samples(sample, id, image, question, answer, tokens, kinds, picture) VALUES(?,?,?,?,?,?,?,?)",
+                       "itttttbb", first + row->index, line->id, line->image, line->question ? line->question : line->prompt, line->answer,
+                       row->tokens, (const void *)row->kinds, (size_t)row->n_tokens, (const void *)row->picture, row->picture_bytes))
             return -1;
     }
     for (int i = 0; i < e->count; i++) {
         const struct diff_example *x = &e->at[i];
-        if (run_db_run(db, err, "INSERT INTO examples(layer, regime, feature, rank, sample, position, kind, value, token_values) VALUES(?,?,?,?,?,?,?,?,?)", "itiiiitdb",
-                       (long)jobs[x->job].layer, regime_names[c->diff_regime], (long)x->feature, (long)x->rank, first + x->top.sample, (long)x->top.position, token_kind_names[x->kind],
-                       (double)x->top.value, (const void *)x->values, (size_t)x->tokens * sizeof *x->values))
+        if (run_db_run(
+                db, err,
+                "INSERT INTO examples(layer, regime, feature, rank, sample, position, kind, value, token_values) VALUES(?,?,?,?,?,?,?,?,?)",
+                "itiiiitdb", (long)jobs[x->job].layer, regime_names[c->diff_regime], (long)x->feature, (long)x->rank, first + x->top.sample,
+                (long)x->top.position, token_kind_names[x->kind], (double)x->top.value, (const void *)x->values,
+                (size_t)x->tokens * sizeof *x->values))
             return -1;
     }
     return 0;
 }
 
-static int write_facts(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n, const double *thresholds, struct error *err)
-{
+static int write_facts(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n,
+                       const double *thresholds, struct error *err) {
     char name[64];
     bool present[REGIME_COUNT] = {false};
-    for (int j = 0; j < n_jobs; j++)
-        present[jobs[j].regime] = true;
+    for (int j = 0; j < n_jobs; j++) present[jobs[j].regime] = true;
     for (int r = 0; r < REGIME_COUNT; r++) {
         snprintf(name, sizeof name, "cosine_threshold.%s", regime_names[r]);
-        if (present[r] && run_db_fact_real(db, "diff", name, thresholds[r], err))
-            return -1;
+        if (present[r] && run_db_fact_real(db, "diff", name, thresholds[r], err)) return -1;
     }
     return run_db_fact_real(db, "diff", "eps", c->diff_eps, err) || run_db_fact_real(db, "diff", "percentile", c->diff_percentile, err) ||
                    run_db_fact(db, "diff", "tokens_of_E_v", n->text_only ? "text" : "all", err) ||
@@ -85,20 +81,15 @@ static int write_facts(sqlite3 *db, const struct run_config *c, const struct dif
                : 0;
 }
 
-int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n, const double *thresholds, const struct samples *s,
-               long first, const struct diff_examples *e, struct error *err)
-{
-    if (run_db_exec(db, err, "BEGIN IMMEDIATE"))
-        return -1;
-    int status = run_db_exec(db, err, "DELETE FROM examples; DELETE FROM samples; DELETE FROM features; DELETE FROM facts WHERE stage = 'diff';");
-    for (int j = 0; j < n_jobs && status == 0; j++)
-        status = write_features(db, &jobs[j], n, err);
-    if (status == 0)
-        status = write_examples(db, c, jobs, s, first, e, err);
-    if (status == 0)
-        status = write_facts(db, c, jobs, n_jobs, n, thresholds, err);
-    if (status == 0)
-        status = run_db_exec(db, err, "COMMIT");
+int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n,
+               const double *thresholds, const struct samples *s, long first, const struct diff_examples *e, struct error *err) {
+    if (run_db_exec(db, err, "BEGIN IMMEDIATE")) return -1;
+    int status =
+        run_db_exec(db, err, "DELETE FROM examples; DELETE FROM samples; DELETE FROM features; DELETE FROM facts WHERE stage = 'diff';");
+    for (int j = 0; j < n_jobs && status == 0; j++) status = write_features(db, &jobs[j], n, err);
+    if (status == 0) status = write_examples(db, c, jobs, s, first, e, err);
+    if (status == 0) status = write_facts(db, c, jobs, n_jobs, n, thresholds, err);
+    if (status == 0) status = run_db_exec(db, err, "COMMIT");
     if (status) {
         struct error ignored;
         run_db_exec(db, &ignored, "ROLLBACK");

@@ -13,27 +13,20 @@
 #define MAX_SVG_BYTES ((size_t)256 << 20)
 extern char **environ;
 
-static void figure_free(struct figure *f)
-{
-    if (f->script)
-        fclose(f->script);
+static void figure_free(struct figure *f) {
+    if (f->script) fclose(f->script);
     char **const paths[] = {&f->script_path, &f->svg_path, &f->error_path};
     for (size_t i = 0; i < 3; i++) {
-        if (*paths[i])
-            unlink(*paths[i]);
+        if (*paths[i]) unlink(*paths[i]);
         free(*paths[i]);
         *paths[i] = NULL;
     }
     f->script = NULL;
 }
 
-void figure_abort(struct figure *f)
-{
-    figure_free(f);
-}
+void figure_abort(struct figure *f) { figure_free(f); }
 
-int figure_open(struct figure *f, struct report *r, int width, int height, struct error *err)
-{
+int figure_open(struct figure *f, struct report *r, int width, int height, struct error *err) {
     *f = (struct figure){0};
     snprintf(f->id, sizeof f->id, "f%d", r->figures + 1);
     f->script_path = path_join(r->scratch, "figure.gp");
@@ -57,8 +50,7 @@ int figure_open(struct figure *f, struct report *r, int width, int height, struc
     return 0;
 }
 
-static int run_gnuplot(const struct figure *f, struct error *err)
-{
+static int run_gnuplot(const struct figure *f, struct error *err) {
     char *const argv[] = {"gnuplot", "-d", f->script_path, NULL};
     posix_spawn_file_actions_t actions;
     pid_t pid;
@@ -73,10 +65,11 @@ static int run_gnuplot(const struct figure *f, struct error *err)
         while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
             ;
     if (failed || (WIFEXITED(status) && WEXITSTATUS(status) == 127))
-        return fail(err, "gnuplot cannot be started (%s); it draws the report's figures: install the package gnuplot-nox (apt-get install gnuplot-nox)",
-                    failed ? strerror(failed) : "not found");
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
-        return 0;
+        return fail(
+            err,
+            "gnuplot cannot be started (%s); it draws the report's figures: install the package gnuplot-nox (apt-get install gnuplot-nox)",
+            failed ? strerror(failed) : "not found");
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return 0;
     char *text = NULL;
     size_t bytes = 0;
     struct error ignored;
@@ -99,12 +92,10 @@ static const struct {
     {"font-family=\"sans\"", "font-family=\"inherit\""},
 };
 
-static void copy_svg(FILE *out, const char *svg, const char *id)
-{
+static void copy_svg(FILE *out, const char *svg, const char *id) {
     for (const char *at = svg; *at;) {
         size_t rule = 0, n = sizeof rewrites / sizeof *rewrites;
-        while (rule < n && strncmp(at, rewrites[rule].from, strlen(rewrites[rule].from)) != 0)
-            rule++;
+        while (rule < n && strncmp(at, rewrites[rule].from, strlen(rewrites[rule].from)) != 0) rule++;
         if (rule == n) {
             size_t plain = 1 + strcspn(at + 1, " xuf"); /* every rule starts with one of these */
             fwrite(at, 1, plain, out);
@@ -122,8 +113,7 @@ static void copy_svg(FILE *out, const char *svg, const char *id)
     }
 }
 
-int figure_close(struct figure *f, struct report *r, const char *description, struct error *err)
-{
+int figure_close(struct figure *f, struct report *r, const char *description, struct error *err) {
     char *svg = NULL;
     size_t bytes = 0;
     int status = -1;
@@ -134,8 +124,7 @@ int figure_close(struct figure *f, struct report *r, const char *description, st
         fail(err, "%s: cannot write gnuplot's script: %s", f->script_path, strerror(errno));
         goto cleanup;
     }
-    if (run_gnuplot(f, err) || file_read(f->svg_path, MAX_SVG_BYTES, &svg, &bytes, err))
-        goto cleanup;
+    if (run_gnuplot(f, err) || file_read(f->svg_path, MAX_SVG_BYTES, &svg, &bytes, err)) goto cleanup;
     const char *start = strstr(svg, "<svg");
     if (!start) {
         fail(err, "gnuplot drew no SVG for figure %d of the report; is this gnuplot built with the svg terminal?", r->figures + 1);

@@ -8,19 +8,16 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *last_part(const char *path)
-{
+static const char *last_part(const char *path) {
     const char *slash = path ? strrchr(path, '/') : NULL;
     return slash && slash[1] ? slash + 1 : path ? path : "";
 }
 
-static void tile(struct report *r, const char *number, const char *text)
-{
+static void tile(struct report *r, const char *number, const char *text) {
     fprintf(r->out, "<div class=\"tile\"><b>%s</b>%s</div>\n", number, text);
 }
 
-static void tiles(struct report *r)
-{
+static void tiles(struct report *r) {
     char number[64], text[128];
     const struct run_summary *s = &r->summary;
     const struct regime_summary *d = &s->regime[r->c->diff_regime];
@@ -44,27 +41,31 @@ static void tiles(struct report *r)
     fputs("</div>\n", r->out);
 }
 
-static void head(struct report *r)
-{
+static void head(struct report *r) {
     char when[64], sentences[SUMMARY_SENTENCES][512];
     time_t now = time(NULL);
     struct tm utc;
     strftime(when, sizeof when, "%e %B %Y, %H:%M UTC", gmtime_r(&now, &utc));
-    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
-          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n<title>stagediff: ",
+    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" "
+          "content=\"width=device-width,initial-scale=1\">\n"
+          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src "
+          "data:\">\n<title>stagediff: ",
           r->out);
     html_text(r->out, last_part(r->c->out));
     fputs("</title>\n<style>\n", r->out);
-    for (const char *const *css = report_css; *css; css++)
-        fputs(*css, r->out);
+    for (const char *const *css = report_css; *css; css++) fputs(*css, r->out);
     fputs("</style>\n</head>\n<body>\n<main>\n<header>\n<p class=\"eyebrow\">stagediff &middot; run ", r->out);
     html_text(r->out, last_part(r->c->out));
-    fprintf(r->out, " &middot; %s</p>\n<h1>What multimodal training changed inside the language model</h1>\n<p class=\"lede\">Stage-wise diff of the vision-language model <code>", when);
+    fprintf(r->out,
+            " &middot; %s</p>\n<h1>What multimodal training changed inside the language model</h1>\n<p class=\"lede\">Stage-wise diff of "
+            "the vision-language model <code>",
+            when);
     html_text(r->out, last_part(r->c->model));
     fputs("</code> against its base language model <code>", r->out);
     html_text(r->out, last_part(r->c->base));
     fputs("</code>, through sparse dictionaries of every layer&rsquo;s residual stream.</p>\n"
-          "<nav><a href=\"#reconstruction\">Reconstruction</a><a href=\"#adapted\">Adapted features</a><a href=\"#features\">Feature by feature</a>"
+          "<nav><a href=\"#reconstruction\">Reconstruction</a><a href=\"#adapted\">Adapted features</a><a href=\"#features\">Feature by "
+          "feature</a>"
           "<a href=\"#run\">This run</a><a href=\"#glossary\">Glossary</a></nav>\n</header>\n",
           r->out);
     tiles(r);
@@ -75,8 +76,7 @@ static void head(struct report *r)
         for (char *at = sentences[i]; *at;) {
             char *energy = strstr(at, "E_v");
             html_bytes(r->out, at, energy ? (size_t)(energy - at) : strlen(at));
-            if (!energy)
-                break;
+            if (!energy) break;
             fputs("E<sub>v</sub>", r->out);
             at = energy + 3;
         }
@@ -85,19 +85,16 @@ static void head(struct report *r)
     fputs("</ul>\n", r->out);
 }
 
-static int facts_table(struct report *r, struct error *err)
-{
+static int facts_table(struct report *r, struct error *err) {
     sqlite3_stmt *q = NULL;
-    if (run_db_prepare(r->db, &q, err, "SELECT stage, name, value FROM facts ORDER BY stage = 'train' DESC, stage, name", ""))
-        return -1;
+    if (run_db_prepare(r->db, &q, err, "SELECT stage, name, value FROM facts ORDER BY stage = 'train' DESC, stage, name", "")) return -1;
     html_table_open(r, "Facts that the stages recorded.");
     fputs("<thead><tr><th>stage</th><th style=\"text-align:left\">fact</th><th>value</th></tr></thead><tbody>\n", r->out);
     while (sqlite3_step(q) == SQLITE_ROW) {
         fputs("<tr><td>", r->out);
         html_text(r->out, (const char *)sqlite3_column_text(q, 0));
         fputs("</td><td style=\"text-align:left\">", r->out);
-        for (const char *at = (const char *)sqlite3_column_text(q, 1); *at; at++)
-            html_bytes(r->out, *at == '_' ? " " : at, 1);
+        for (const char *at = (const char *)sqlite3_column_text(q, 1); *at; at++) html_bytes(r->out, *at == '_' ? " " : at, 1);
         fputs("</td><td>", r->out);
         if (sqlite3_column_type(q, 2) == SQLITE_TEXT)
             html_text(r->out, (const char *)sqlite3_column_text(q, 2));
@@ -114,8 +111,7 @@ static int facts_table(struct report *r, struct error *err)
     return 0;
 }
 
-static int stages_table(struct report *r, struct error *err)
-{
+static int stages_table(struct report *r, struct error *err) {
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(r->db, &q, err, "SELECT stage, seconds, finished FROM stages WHERE stage <> 'report' ORDER BY finished", ""))
         return -1;
@@ -134,27 +130,35 @@ static int stages_table(struct report *r, struct error *err)
 }
 
 static const char *const glossary[][2] = {
-    {"Feature", "One direction of a dictionary (sparse autoencoder): an encoder row that decides when it fires and a decoder row that says what it adds. Its index is the same "
+    {"Feature", "One direction of a dictionary (sparse autoencoder): an encoder row that decides when it fires and a decoder row that says "
+                "what it adds. Its index is the same "
                 "before and after fine-tuning."},
-    {"z<sub>f</sub>", "Code of feature f at a token, times the length of its decoder row, so that values compare across features, layers and formats (unit-decoder convention)."},
-    {"E<sub>v</sub>, visual energy", "Mean of z<sub>f</sub>&sup2; over the tokens of the vision-language model's run: image rows and text, without the begin-of-sequence token."},
-    {"E<sub>t</sub>, text energy", "Mean of z<sub>f</sub>&sup2; over the tokens of the base language model's run on the same questions, without pictures, in its own chat template."},
-    {"Decoder cosine", "Cosine between a feature's decoder row in the tuned and in the base dictionary: 1 is untouched, 0 is unrelated. Encoder cosine likewise."},
-    {"Adapted", "E<sub>v</sub> above a threshold and decoder cosine at most the p-th percentile of all layers' cosines pooled (linear interpolation)."},
-    {"FVU", "Fraction of variance unexplained: sum of squared reconstruction errors over sum of squared distances to the mean, over all kept tokens together."},
-    {"FVU as coded", "The variant in the published code: masked positions enter the variance as zero vectors, which makes the denominator larger and the figure smaller."},
+    {"z<sub>f</sub>", "Code of feature f at a token, times the length of its decoder row, so that values compare across features, layers "
+                      "and formats (unit-decoder convention)."},
+    {"E<sub>v</sub>, visual energy", "Mean of z<sub>f</sub>&sup2; over the tokens of the vision-language model's run: image rows and text, "
+                                     "without the begin-of-sequence token."},
+    {"E<sub>t</sub>, text energy", "Mean of z<sub>f</sub>&sup2; over the tokens of the base language model's run on the same questions, "
+                                   "without pictures, in its own chat template."},
+    {"Decoder cosine", "Cosine between a feature's decoder row in the tuned and in the base dictionary: 1 is untouched, 0 is unrelated. "
+                       "Encoder cosine likewise."},
+    {"Adapted", "E<sub>v</sub> above a threshold and decoder cosine at most the p-th percentile of all layers' cosines pooled (linear "
+                "interpolation)."},
+    {"FVU", "Fraction of variance unexplained: sum of squared reconstruction errors over sum of squared distances to the mean, over all "
+            "kept tokens together."},
+    {"FVU as coded", "The variant in the published code: masked positions enter the variance as zero vectors, which makes the denominator "
+                     "larger and the figure smaller."},
     {"L0", "Mean number of features with a positive code at a token."},
     {"Dead", "Features that never fired on the tokens evaluated."},
-    {"Full, image-only, text-only", "Which tokens a dictionary was tuned on: all, the image rows, or everything but the image rows. The begin-of-sequence token is never used."},
-    {"Random start", "The same training on all tokens from random unit directions instead of the base dictionary: what training alone gives."},
+    {"Full, image-only, text-only", "Which tokens a dictionary was tuned on: all, the image rows, or everything but the image rows. The "
+                                    "begin-of-sequence token is never used."},
+    {"Random start",
+     "The same training on all tokens from random unit directions instead of the base dictionary: what training alone gives."},
     {"Patch", "The square of the picture that one image row of the language model's input came from."},
 };
 
-int report_provenance(struct report *r, struct error *err)
-{
+int report_provenance(struct report *r, struct error *err) {
     fputs("<h2 id=\"run\">This run</h2>\n", r->out);
-    if (stages_table(r, err) || facts_table(r, err))
-        return -1;
+    if (stages_table(r, err) || facts_table(r, err)) return -1;
     fputs("<details><summary>Configuration (config.json)</summary><pre>", r->out);
     char *config = r->c->resolved ? json_dumps(r->c->resolved, JSON_INDENT(2)) : NULL;
     html_text(r->out, config);
@@ -162,28 +166,26 @@ int report_provenance(struct report *r, struct error *err)
     fputs("</pre></details>\n<h2 id=\"glossary\">Glossary</h2>\n<dl>\n", r->out);
     for (size_t i = 0; i < sizeof glossary / sizeof *glossary; i++)
         fprintf(r->out, "<dt>%s</dt><dd>%s</dd>\n", glossary[i][0], glossary[i][1]);
-    fputs("</dl>\n<footer>Written by stagediff from <code>run.db</code>, which holds every number of this page and more; the views <code>layer_metrics</code> and "
+    fputs("</dl>\n<footer>Written by stagediff from <code>run.db</code>, which holds every number of this page and more; the views "
+          "<code>layer_metrics</code> and "
           "<code>feature_metrics</code> are made for your own queries. The page needs no network.</footer>\n</main>\n</body>\n</html>\n",
           r->out);
     return 0;
 }
 
-int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err)
-{
+int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
     (void)dev;
     struct report r = {.c = c, .db = db};
     struct file_writer w;
     int status = -1;
     char *path = path_join(c->out, "report.html"), *scratch = path_join(c->out, ".figures-XXXXXX");
-    if (run_summary_read(&r.summary, db, c, err))
-        goto no_summary;
+    if (run_summary_read(&r.summary, db, c, err)) goto no_summary;
     if (!mkdtemp(scratch)) {
         fail(err, "%s: cannot make a temporary folder for the figures: %s", c->out, strerror(errno));
         goto no_scratch;
     }
     r.scratch = scratch;
-    if (file_writer_open(&w, path, err))
-        goto no_file;
+    if (file_writer_open(&w, path, err)) goto no_file;
     r.out = w.stream;
     head(&r);
     if (report_reconstruction(&r, err) || report_adapted(&r, err) || report_features(&r, err) || report_provenance(&r, err))

@@ -13,7 +13,7 @@ struct report {
 };
 
 /* report_html.c */
-extern const char *const report_css[]; /* in pieces, NULL at the end */
+extern const char *const report_css[];       /* in pieces, NULL at the end */
 void html_text(FILE *out, const char *text); /* escaped: & < > " ' */
 void html_bytes(FILE *out, const char *text, size_t bytes);
 void html_base64(FILE *out, const void *data, size_t bytes);

@@ -18,15 +18,13 @@ struct example {
     json_t *pieces;
 };
 
-static float value_at(const struct example *e, int t)
-{
+static float value_at(const struct example *e, int t) {
     float v;
     memcpy(&v, e->values + t, sizeof v); /* SQLite promises no alignment */
     return v;
 }
 
-static int pictures(struct report *r, struct error *err)
-{
+static int pictures(struct report *r, struct error *err) {
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(r->db, &q, err,
                        "SELECT DISTINCT s.sample, s.picture FROM examples e JOIN samples s ON s.sample = e.sample"
@@ -35,7 +33,8 @@ static int pictures(struct report *r, struct error *err)
         return -1;
     fputs("<svg width=\"0\" height=\"0\" style=\"position:absolute\" aria-hidden=\"true\"><defs>\n", r->out);
     while (sqlite3_step(q) == SQLITE_ROW) {
-        fprintf(r->out, "<image id=\"p%lld\" width=\"1\" height=\"1\" preserveAspectRatio=\"none\" href=\"data:image/png;base64,", sqlite3_column_int64(q, 0));
+        fprintf(r->out, "<image id=\"p%lld\" width=\"1\" height=\"1\" preserveAspectRatio=\"none\" href=\"data:image/png;base64,",
+                sqlite3_column_int64(q, 0));
         html_base64(r->out, sqlite3_column_blob(q, 1), (size_t)sqlite3_column_bytes(q, 1));
         fputs("\"/>\n", r->out);
     }
@@ -45,47 +44,45 @@ static int pictures(struct report *r, struct error *err)
 }
 
 /* The picture under its grid of patches: one square a patch, dim where the feature is silent, clear at the feature's maximum. */
-static void picture(struct report *r, const struct example *e, double top)
-{
+static void picture(struct report *r, const struct example *e, double top) {
     int patches = 0, side = 0, first = 0;
     for (int t = e->tokens - 1; t >= 0; t--)
         if (e->kinds[t] == KIND_IMAGE) {
             patches++;
             first = t;
         }
-    while ((side + 1) * (side + 1) <= patches)
-        side++;
-    if (patches == 0)
-        return;
-    fprintf(r->out, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"picture of sample %ld with active patches bright\"><use href=\"#p%ld\" transform=\"scale(%d)\"/><g fill=\"#0d1b2e\" shape-rendering=\"crispEdges\">",
+    while ((side + 1) * (side + 1) <= patches) side++;
+    if (patches == 0) return;
+    fprintf(r->out,
+            "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"picture of sample %ld with active patches bright\"><use href=\"#p%ld\" "
+            "transform=\"scale(%d)\"/><g fill=\"#0d1b2e\" shape-rendering=\"crispEdges\">",
             side, side, e->sample, e->sample, side);
     for (int p = 0; p < side * side && side * side == patches; p++) {
         double share = fmin(fmax(value_at(e, first + p) / top, 0), 1);
         int x = p % side, y = p / side;
         fprintf(r->out, "<rect x=\"%d\" y=\"%d\" width=\"1\" height=\"1\" opacity=\"%.2f\">", x, y, 0.62 * pow(1 - share, 0.8));
-        if (share > 0)
-            fprintf(r->out, "<title>row %d, column %d: %.3g</title>", y, x, (double)value_at(e, first + p));
+        if (share > 0) fprintf(r->out, "<title>row %d, column %d: %.3g</title>", y, x, (double)value_at(e, first + p));
         fputs("</rect>", r->out);
     }
     fputs("</g>", r->out);
     if (e->position >= first && e->position < first + patches && side * side == patches)
-        fprintf(r->out, "<rect x=\"%.2f\" y=\"%.2f\" width=\"0.92\" height=\"0.92\" fill=\"none\" stroke=\"#ff9d3c\" stroke-width=\"%.2f\"/>", (e->position - first) % side + 0.04,
-                (e->position - first) / side + 0.04, side / 90.0);
+        fprintf(r->out,
+                "<rect x=\"%.2f\" y=\"%.2f\" width=\"0.92\" height=\"0.92\" fill=\"none\" stroke=\"#ff9d3c\" stroke-width=\"%.2f\"/>",
+                (e->position - first) % side + 0.04, (e->position - first) / side + 0.04, side / 90.0);
     fputs("</svg>\n", r->out);
 }
 
 /* Opens a span shaded by a value. */
-static void shade(FILE *out, double value, double top, const char *classes)
-{
+static void shade(FILE *out, double value, double top, const char *classes) {
     double share = fmin(fmax(value / top, 0), 1);
     fprintf(out, "<span class=\"%s\"", classes);
     if (share > 0)
-        fprintf(out, " style=\"background:rgba(213,94,0,%.2f)%s\" title=\"%.3g\"", 0.1 + 0.75 * share, share > 0.6 ? ";color:#fff" : "", value);
+        fprintf(out, " style=\"background:rgba(213,94,0,%.2f)%s\" title=\"%.3g\"", 0.1 + 0.75 * share, share > 0.6 ? ";color:#fff" : "",
+                value);
     fputc('>', out);
 }
 
-static void word(struct report *r, const struct example *e, int t, double top)
-{
+static void word(struct report *r, const struct example *e, int t, double top) {
     const char *text = json_string_value(json_array_get(e->pieces, (size_t)t));
     shade(r->out, value_at(e, t), top, t == e->position ? "peak" : "w");
     for (const char *at = text ? text : ""; *at; at++)
@@ -97,24 +94,20 @@ static void word(struct report *r, const struct example *e, int t, double top)
 }
 
 /* Question and answer in order; image rows become a word, stretches of template an ellipsis with their largest value. */
-static void words(struct report *r, const struct example *e, double top)
-{
+static void words(struct report *r, const struct example *e, double top) {
     fputs("<div class=\"tokens\">", r->out);
     for (int t = 0; t < e->tokens;) {
         int end = t + 1;
         double largest = 0;
-        while (end < e->tokens && e->kinds[end] == e->kinds[t])
-            end++;
-        for (int i = t; i < end; i++)
-            largest = fmax(largest, value_at(e, i));
+        while (end < e->tokens && e->kinds[end] == e->kinds[t]) end++;
+        for (int i = t; i < end; i++) largest = fmax(largest, value_at(e, i));
         if (e->kinds[t] == KIND_IMAGE) {
             fputs("<span class=\"t\">[picture]</span> ", r->out);
         } else if (e->kinds[t] == KIND_TEMPLATE) {
             shade(r->out, largest, top, "t");
             fputs("&hellip;</span> ", r->out);
         } else if (e->kinds[t] != KIND_BOS) {
-            for (int i = t; i < end; i++)
-                word(r, e, i, top);
+            for (int i = t; i < end; i++) word(r, e, i, top);
             fputc(' ', r->out);
         }
         t = end;
@@ -122,21 +115,26 @@ static void words(struct report *r, const struct example *e, double top)
     fputs("</div>\n", r->out);
 }
 
-static int examples(struct report *r, int layer, int feature, struct error *err)
-{
+static int examples(struct report *r, int layer, int feature, struct error *err) {
     sqlite3_stmt *q = NULL;
     double top = 0;
     if (run_db_prepare(r->db, &q, err,
-                       "SELECT e.sample, e.position, e.kind, e.value, e.token_values, s.tokens, s.kinds FROM examples e JOIN samples s ON s.sample = e.sample"
+                       "SELECT e.sample, e.position, e.kind, e.value, e.token_values, s.tokens, s.kinds FROM examples e JOIN samples s ON "
+                       "s.sample = e.sample"
                        " WHERE e.regime = ? AND e.layer = ? AND e.feature = ? AND e.rank < ? ORDER BY e.rank",
                        "tiii", r->summary.diff_regime, (long)layer, (long)feature, (long)EXAMPLES_SHOWN))
         return -1;
     fputs("<div class=\"examples\">\n", r->out);
     while (sqlite3_step(q) == SQLITE_ROW) {
-        struct example e = {sqlite3_column_int64(q, 0), sqlite3_column_int(q, 1), sqlite3_column_bytes(q, 6), sqlite3_column_double(q, 3),
-                            (const char *)sqlite3_column_text(q, 2), sqlite3_column_blob(q, 6), sqlite3_column_blob(q, 4), NULL};
-        if (sqlite3_column_bytes(q, 4) != e.tokens * (int)sizeof(float) || e.value <= 0)
-            continue;
+        struct example e = {sqlite3_column_int64(q, 0),
+                            sqlite3_column_int(q, 1),
+                            sqlite3_column_bytes(q, 6),
+                            sqlite3_column_double(q, 3),
+                            (const char *)sqlite3_column_text(q, 2),
+                            sqlite3_column_blob(q, 6),
+                            sqlite3_column_blob(q, 4),
+                            NULL};
+        if (sqlite3_column_bytes(q, 4) != e.tokens * (int)sizeof(float) || e.value <= 0) continue;
         top = top > 0 ? top : e.value;
         e.pieces = json_loads((const char *)sqlite3_column_text(q, 5), JSON_DECODE_ANY, NULL);
         fputs("<div class=\"example\">", r->out);
@@ -150,15 +148,13 @@ static int examples(struct report *r, int layer, int feature, struct error *err)
     return 0;
 }
 
-static void stat_cell(FILE *out, const char *name, double value)
-{
+static void stat_cell(FILE *out, const char *name, double value) {
     fprintf(out, "<span>%s <b>", name);
     html_number(out, value);
     fputs("</b></span>", out);
 }
 
-static int card(struct report *r, sqlite3_stmt *q, struct error *err)
-{
+static int card(struct report *r, sqlite3_stmt *q, struct error *err) {
     int layer = sqlite3_column_int(q, 0), feature = sqlite3_column_int(q, 1);
     double energy_image = sqlite3_column_double(q, 2), energy_text = sqlite3_column_double(q, 3);
     fprintf(r->out, "<section class=\"feature\"><h3>Layer %d &middot; feature %d</h3><div class=\"stats\">", layer, feature);
@@ -170,7 +166,9 @@ static int card(struct report *r, sqlite3_stmt *q, struct error *err)
         fputs("<span>silent on the base LLM</span>", r->out);
     stat_cell(r->out, "decoder cosine", sqlite3_column_double(q, 4));
     stat_cell(r->out, "encoder cosine", sqlite3_column_double(q, 5));
-    fprintf(r->out, "<span>fires on <b>%.1f&thinsp;%%</b> of patches, <b>%.1f&thinsp;%%</b> of words, <b>%.1f&thinsp;%%</b> of the base LLM&rsquo;s tokens</span></div>\n",
+    fprintf(r->out,
+            "<span>fires on <b>%.1f&thinsp;%%</b> of patches, <b>%.1f&thinsp;%%</b> of words, <b>%.1f&thinsp;%%</b> of the base "
+            "LLM&rsquo;s tokens</span></div>\n",
             100 * sqlite3_column_double(q, 6), 100 * sqlite3_column_double(q, 7), 100 * sqlite3_column_double(q, 8));
     int status = examples(r, layer, feature, err);
     fputs("</section>\n", r->out);
@@ -178,43 +176,41 @@ static int card(struct report *r, sqlite3_stmt *q, struct error *err)
 }
 
 /* Cards of the features whose strongest token is a patch, or a word. */
-static int cards(struct report *r, bool patches, int *shown, struct error *err)
-{
+static int cards(struct report *r, bool patches, int *shown, struct error *err) {
     sqlite3_stmt *q = NULL;
     char sql[512];
     int status = 0;
     snprintf(sql, sizeof sql,
-             "SELECT f.layer, f.feature, f.energy_image, f.energy_text, f.decoder_cosine, f.encoder_cosine, f.fire_patches, f.fire_words, f.fire_text FROM examples e"
+             "SELECT f.layer, f.feature, f.energy_image, f.energy_text, f.decoder_cosine, f.encoder_cosine, f.fire_patches, f.fire_words, "
+             "f.fire_text FROM examples e"
              " JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
              " WHERE e.regime = ? AND e.rank = 0 AND (e.kind = 'image') = ? ORDER BY f.%s DESC, f.layer, f.feature",
              patches ? "energy_patches" : "energy_words");
-    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)patches))
-        return -1;
+    if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)patches)) return -1;
     for (; status == 0 && sqlite3_step(q) == SQLITE_ROW; ++*shown) {
-        if (*shown == 0)
-            fprintf(r->out, "<h3 class=\"part\">%s</h3>\n", patches ? "Strongest in the picture" : "Strongest on words");
+        if (*shown == 0) fprintf(r->out, "<h3 class=\"part\">%s</h3>\n", patches ? "Strongest in the picture" : "Strongest on words");
         status = card(r, q, err);
     }
     sqlite3_finalize(q);
     return status;
 }
 
-int report_features(struct report *r, struct error *err)
-{
+int report_features(struct report *r, struct error *err) {
     int in_pictures = 0, on_words = 0;
-    if (r->summary.n_layers == 0)
-        return 0;
+    if (r->summary.n_layers == 0) return 0;
     fputs("<h2 id=\"features\">What adapted features fire on</h2>\n"
-          "<p>Adapted features with the largest energy in the picture, and with the largest energy on words, each on the held-out samples where it is strongest. "
-          "Features that fire on more than a tenth of the patches (or words) say little about any of them and come last. Pictures are shown as the model&rsquo;s vision "
-          "tower sees them, one square per patch: <b>bright where the feature fires, dark where it is silent</b>; an orange frame marks the strongest patch of all. Words "
+          "<p>Adapted features with the largest energy in the picture, and with the largest energy on words, each on the held-out samples "
+          "where it is strongest. "
+          "Features that fire on more than a tenth of the patches (or words) say little about any of them and come last. Pictures are "
+          "shown as the model&rsquo;s vision "
+          "tower sees them, one square per patch: <b>bright where the feature fires, dark where it is silent</b>; an orange frame marks "
+          "the strongest patch of all. Words "
           "are shaded by the feature&rsquo;s value"
-          "<span class=\"legend\" style=\"background:linear-gradient(90deg,rgba(213,94,0,.1),rgba(213,94,0,.85))\"></span>up to its maximum over the samples shown. "
+          "<span class=\"legend\" style=\"background:linear-gradient(90deg,rgba(213,94,0,.1),rgba(213,94,0,.85))\"></span>up to its "
+          "maximum over the samples shown. "
           "&hellip; stands for template text.</p>\n",
           r->out);
-    if (pictures(r, err) || cards(r, true, &in_pictures, err) || cards(r, false, &on_words, err))
-        return -1;
-    if (in_pictures + on_words == 0)
-        fputs("<p>No examples were kept in this run.</p>\n", r->out);
+    if (pictures(r, err) || cards(r, true, &in_pictures, err) || cards(r, false, &on_words, err)) return -1;
+    if (in_pictures + on_words == 0) fputs("<p>No examples were kept in this run.</p>\n", r->out);
     return 0;
 }

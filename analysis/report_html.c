@@ -5,8 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-void html_bytes(FILE *out, const char *text, size_t bytes)
-{
+void html_bytes(FILE *out, const char *text, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) {
         char ch = text[i];
         if (ch == '&')
@@ -26,14 +25,11 @@ void html_bytes(FILE *out, const char *text, size_t bytes)
     }
 }
 
-void html_text(FILE *out, const char *text)
-{
-    if (text)
-        html_bytes(out, text, strlen(text));
+void html_text(FILE *out, const char *text) {
+    if (text) html_bytes(out, text, strlen(text));
 }
 
-void html_base64(FILE *out, const void *data, size_t bytes)
-{
+void html_base64(FILE *out, const void *data, size_t bytes) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     const uint8_t *p = data;
     for (size_t i = 0; i < bytes; i += 3) {
@@ -46,19 +42,16 @@ void html_base64(FILE *out, const void *data, size_t bytes)
     }
 }
 
-void html_count(FILE *out, long n)
-{
+void html_count(FILE *out, long n) {
     char digits[32];
     int length = snprintf(digits, sizeof digits, "%ld", n);
     for (int i = 0; i < length; i++) {
         fputc(digits[i], out);
-        if (length > 4 && i + 1 < length && (length - 1 - i) % 3 == 0)
-            fputs("&#8239;", out);
+        if (length > 4 && i + 1 < length && (length - 1 - i) % 3 == 0) fputs("&#8239;", out);
     }
 }
 
-void html_number(FILE *out, double x)
-{
+void html_number(FILE *out, double x) {
     if (isnan(x))
         fputs("&ndash;", out);
     else if (x == 0)
@@ -73,18 +66,13 @@ void html_number(FILE *out, double x)
         fprintf(out, "%.0f", x);
 }
 
-void html_table_open(struct report *r, const char *caption)
-{
+void html_table_open(struct report *r, const char *caption) {
     fprintf(r->out, "<div class=\"scroll\"><table><caption><b>Table %d.</b> %s</caption>\n", ++r->tables, caption);
 }
 
-void html_figure_open(struct report *r)
-{
-    fputs("<figure>\n", r->out);
-}
+void html_figure_open(struct report *r) { fputs("<figure>\n", r->out); }
 
-void html_figure_close(struct report *r, const char *title, const char *caption_format, ...)
-{
+void html_figure_close(struct report *r, const char *title, const char *caption_format, ...) {
     va_list args;
     fprintf(r->out, "\n<figcaption><b>Figure %d. %s.</b> ", ++r->figures, title);
     va_start(args, caption_format);
@@ -102,7 +90,7 @@ const char *const report_css[] = {
     "main{max-width:58rem;margin:0 auto;padding:3.5rem 1.5rem 5rem}\n"
     "h1,h2,h3,figcaption,table,nav,.tiles,.stats,.tokens,.eyebrow,footer,details,figure svg{font-family:-apple-system,"
     "'Segoe UI','Helvetica Neue',Roboto,'Liberation Sans',Arial,system-ui,sans-serif}\n"
-    "h1{font-size:2.1rem;line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.015em;font-weight:700}\n"
+    "h1{font-size:1.9rem;line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.015em;font-weight:700}\n"
     "h2{font-size:1.4rem;line-height:1.3;margin:3.6rem 0 .8rem;padding-top:1.1rem;border-top:1px solid var(--line)}\n"
     "h3{font-size:1.05rem;margin:0}h3.part{margin:2rem 0 0;font-size:1.15rem}\n"
     "p,ul,dl{max-width:44rem}\np{margin:.8rem 0}\n"
@@ -141,7 +129,9 @@ const char *const report_css[] = {
     "pre{background:var(--wash);border-radius:8px;padding:1rem;overflow-x:auto;font:12.5px/1.5 ui-monospace,'SF Mono','Liberation Mono',"
     "Menlo,monospace}\ncode{font:.86em ui-monospace,'SF Mono','Liberation Mono',Menlo,monospace}\n"
     "footer{margin-top:4rem;font-size:.8rem;color:var(--soft)}\n"
-    "@media (max-width:40rem){body{font-size:16px}main{padding-top:2rem}dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}.examples{grid-template-columns:repeat(auto-fill,minmax(8rem,1fr))}}\n"
+    "@media "
+    "(max-width:40rem){body{font-size:16px}main{padding-top:2rem}dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}.examples{grid-"
+    "template-columns:repeat(auto-fill,minmax(8rem,1fr))}}\n"
     "@media print{main{max-width:none;padding:0}nav{display:none}h2{break-after:avoid}}\n",
     NULL,
 };

@@ -11,8 +11,8 @@
 #include <string.h>
 
 #define SCHEMA_VERSION 1
-#define STRING_OF(x) STRING_OF_(x)
-#define STRING_OF_(x) #x
+#define STRING_OF(x)   STRING_OF_(x)
+#define STRING_OF_(x)  #x
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS stages("
@@ -42,18 +42,15 @@ static const char schema[] =
     " FROM features;"
     "PRAGMA user_version = " STRING_OF(SCHEMA_VERSION) ";";
 
-int run_db_exec(sqlite3 *db, struct error *err, const char *sql)
-{
+int run_db_exec(sqlite3 *db, struct error *err, const char *sql) {
     char *message = NULL;
-    if (sqlite3_exec(db, sql, NULL, NULL, &message) == SQLITE_OK)
-        return 0;
+    if (sqlite3_exec(db, sql, NULL, NULL, &message) == SQLITE_OK) return 0;
     fail(err, "%s: %s", sqlite3_db_filename(db, "main"), message ? message : sqlite3_errmsg(db));
     sqlite3_free(message);
     return -1;
 }
 
-static int schema_version(sqlite3 *db)
-{
+static int schema_version(sqlite3 *db) {
     sqlite3_stmt *s = NULL;
     int version = -1;
     if (sqlite3_prepare_v2(db, "PRAGMA user_version", -1, &s, NULL) == SQLITE_OK && sqlite3_step(s) == SQLITE_ROW)
@@ -62,12 +59,10 @@ static int schema_version(sqlite3 *db)
     return version;
 }
 
-int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err)
-{
+int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err) {
     char *path = NULL;
     *db = NULL;
-    if (dir_create(c->out, err))
-        return -1;
+    if (dir_create(c->out, err)) return -1;
     path = path_join(c->out, "run.db");
     if (sqlite3_open(path, db) != SQLITE_OK) {
         fail(err, "%s: cannot open the run's database: %s", path, *db ? sqlite3_errmsg(*db) : "out of memory");
@@ -81,7 +76,8 @@ int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err)
     }
     int version = schema_version(*db);
     if (version != 0 && version != SCHEMA_VERSION) {
-        fail(err, "%s: schema version %d, expected %d; it was written by another stagediff: choose another \"out\"", path, version, SCHEMA_VERSION);
+        fail(err, "%s: schema version %d, expected %d; it was written by another stagediff: choose another \"out\"", path, version,
+             SCHEMA_VERSION);
         goto failed;
     }
     if (version == 0 && (run_db_exec(*db, err, "BEGIN IMMEDIATE") || run_db_exec(*db, err, schema) || run_db_exec(*db, err, "COMMIT")))
@@ -95,8 +91,7 @@ failed:
     return -1;
 }
 
-static int bind_all(sqlite3_stmt *s, const char *types, va_list args)
-{
+static int bind_all(sqlite3_stmt *s, const char *types, va_list args) {
     int status = SQLITE_OK;
     for (int i = 1; *types && status == SQLITE_OK; types++, i++) {
         if (*types == 'i') {
@@ -115,19 +110,16 @@ static int bind_all(sqlite3_stmt *s, const char *types, va_list args)
     return status;
 }
 
-static int prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, va_list args)
-{
+static int prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, va_list args) {
     *s = NULL;
-    if (sqlite3_prepare_v2(db, sql, -1, s, NULL) == SQLITE_OK && bind_all(*s, types, args) == SQLITE_OK)
-        return 0;
+    if (sqlite3_prepare_v2(db, sql, -1, s, NULL) == SQLITE_OK && bind_all(*s, types, args) == SQLITE_OK) return 0;
     fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
     sqlite3_finalize(*s);
     *s = NULL;
     return -1;
 }
 
-int run_db_prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, ...)
-{
+int run_db_prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char *sql, const char *types, ...) {
     va_list args;
     va_start(args, types);
     int status = prepare(db, s, err, sql, types, args);
@@ -135,8 +127,7 @@ int run_db_prepare(sqlite3 *db, sqlite3_stmt **s, struct error *err, const char 
     return status;
 }
 
-int run_db_run(sqlite3 *db, struct error *err, const char *sql, const char *types, ...)
-{
+int run_db_run(sqlite3 *db, struct error *err, const char *sql, const char *types, ...) {
     sqlite3_stmt *s = NULL;
     va_list args;
     va_start(args, types);
@@ -144,17 +135,14 @@ int run_db_run(sqlite3 *db, struct error *err, const char *sql, const char *type
     va_end(args);
     if (status == 0) {
         int step = SQLITE_ROW;
-        while (step == SQLITE_ROW)
-            step = sqlite3_step(s);
-        if (step != SQLITE_DONE)
-            status = fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
+        while (step == SQLITE_ROW) step = sqlite3_step(s);
+        if (step != SQLITE_DONE) status = fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
     }
     sqlite3_finalize(s);
     return status;
 }
 
-int run_db_layer(sqlite3 *db, const struct layer_row *row, struct error *err)
-{
+int run_db_layer(sqlite3 *db, const struct layer_row *row, struct error *err) {
     return run_db_run(db, err,
                       "INSERT OR REPLACE INTO layers(layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features, features)"
                       " VALUES(?,?,?,?,?,?,?,?)",
@@ -162,18 +150,15 @@ int run_db_layer(sqlite3 *db, const struct layer_row *row, struct error *err)
                       row->features);
 }
 
-int run_db_fact(sqlite3 *db, const char *stage, const char *name, const char *text, struct error *err)
-{
+int run_db_fact(sqlite3 *db, const char *stage, const char *name, const char *text, struct error *err) {
     return run_db_run(db, err, "INSERT OR REPLACE INTO facts(stage, name, value) VALUES(?,?,?)", "ttt", stage, name, text);
 }
 
-int run_db_fact_real(sqlite3 *db, const char *stage, const char *name, double value, struct error *err)
-{
+int run_db_fact_real(sqlite3 *db, const char *stage, const char *name, double value, struct error *err) {
     return run_db_run(db, err, "INSERT OR REPLACE INTO facts(stage, name, value) VALUES(?,?,?)", "ttd", stage, name, value);
 }
 
-bool run_stage_done(sqlite3 *db, const char *stage, const char *settings_hash)
-{
+bool run_stage_done(sqlite3 *db, const char *stage, const char *settings_hash) {
     struct error err;
     sqlite3_stmt *s = NULL;
     if (run_db_prepare(db, &s, &err, "SELECT 1 FROM stages WHERE stage = ? AND settings_hash = ?", "tt", stage, settings_hash))
@@ -183,8 +168,7 @@ bool run_stage_done(sqlite3 *db, const char *stage, const char *settings_hash)
     return done;
 }
 
-int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, double seconds, struct error *err)
-{
+int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, double seconds, struct error *err) {
     return run_db_run(db, err,
                       "INSERT OR REPLACE INTO stages(stage, settings_hash, seconds, finished)"
                       " VALUES(?,?,?,strftime('%Y-%m-%dT%H:%M:%SZ','now'))",

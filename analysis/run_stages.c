@@ -14,45 +14,35 @@ const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "report"};
 static const int stage_version[RUN_STAGES] = {1, 1, 1};
 
 /* 64-bit FNV-1a (Fowler, Noll, Vo) */
-static void mix(uint64_t *h, const void *data, size_t bytes)
-{
+static void mix(uint64_t *h, const void *data, size_t bytes) {
     const uint8_t *p = data;
-    for (size_t i = 0; i < bytes; i++)
-        *h = (*h ^ p[i]) * 0x100000001b3u;
+    for (size_t i = 0; i < bytes; i++) *h = (*h ^ p[i]) * 0x100000001b3u;
 }
 
-static void mix_json(uint64_t *h, const json_t *value)
-{
+static void mix_json(uint64_t *h, const json_t *value) {
     char *text = value ? json_dumps(value, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY) : NULL;
-    if (text)
-        mix(h, text, strlen(text) + 1);
+    if (text) mix(h, text, strlen(text) + 1);
     free(text);
 }
 
-static void mix_stat(uint64_t *h, const char *path)
-{
+static void mix_stat(uint64_t *h, const char *path) {
     struct stat info;
-    if (stat(path, &info))
-        return;
+    if (stat(path, &info)) return;
     int64_t facts[] = {S_ISDIR(info.st_mode) ? 0 : (int64_t)info.st_size, S_ISDIR(info.st_mode) ? 0 : (int64_t)info.st_mtim.tv_sec,
                        S_ISDIR(info.st_mode) ? 0 : (int64_t)info.st_mtim.tv_nsec};
     mix(h, facts, sizeof facts);
 }
 
 /* A file by size and time of change; a folder by those of its entries, in any order, one level down as well. */
-static void mix_path(uint64_t *h, const char *path, int depth)
-{
+static void mix_path(uint64_t *h, const char *path, int depth) {
     uint64_t sum = 0;
-    if (!path)
-        return;
+    if (!path) return;
     mix_stat(h, path);
     DIR *dir = depth > 0 ? opendir(path) : NULL;
-    if (!dir)
-        return;
+    if (!dir) return;
     for (struct dirent *entry = readdir(dir); entry; entry = readdir(dir)) {
         uint64_t one = 0xcbf29ce484222325u;
-        if (entry->d_name[0] == '.')
-            continue;
+        if (entry->d_name[0] == '.') continue;
         char *inside = path_join(path, entry->d_name);
         mix(&one, entry->d_name, strlen(entry->d_name));
         mix_path(&one, inside, depth - 1);
@@ -64,24 +54,19 @@ static void mix_path(uint64_t *h, const char *path, int depth)
 }
 
 /* Settings that change how a stage runs but not what it finds. */
-static json_t *findings_settings(const struct run_config *c, const char *section)
-{
+static json_t *findings_settings(const struct run_config *c, const char *section) {
     static const char *const idle[] = {"checkpoint_seconds", "log_every", "layers_at_once"};
     json_t *copy = json_deep_copy(json_object_get(c->resolved, section));
-    for (size_t i = 0; copy && i < sizeof idle / sizeof *idle; i++)
-        json_object_del(copy, idle[i]);
+    for (size_t i = 0; copy && i < sizeof idle / sizeof *idle; i++) json_object_del(copy, idle[i]);
     return copy;
 }
 
-void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage)
-{
+void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage) {
     static const char *const common[] = {"base", "model", "saes", "layers", "regimes", "seed", "data"};
     const char *const paths[] = {c->base, c->model, c->saes, c->train_data, c->validation_data};
     uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < sizeof common / sizeof *common; i++)
-        mix_json(&h, json_object_get(c->resolved, common[i]));
-    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
-        mix_path(&h, paths[i], 2);
+    for (size_t i = 0; i < sizeof common / sizeof *common; i++) mix_json(&h, json_object_get(c->resolved, common[i]));
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) mix_path(&h, paths[i], 2);
     for (int s = 0; s <= (int)stage; s++) {
         json_t *settings = findings_settings(c, run_stage_names[s]);
         mix(&h, &stage_version[s], sizeof stage_version[s]);
@@ -93,8 +78,7 @@ void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_in
     snprintf(hash, 17, "%016llx", (unsigned long long)h);
 }
 
-bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage)
-{
+bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage) {
     char hash[17];
     run_stage_hash(hash, c, stage);
     bool done = run_stage_done(db, run_stage_names[stage], hash);
@@ -111,18 +95,16 @@ bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_
     return done;
 }
 
-int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err)
-{
-    static int (*const stages[RUN_STAGES])(const struct run_config *, struct device *, sqlite3 *, struct error *) = {stage_train, stage_diff, stage_report};
+int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err) {
+    static int (*const stages[RUN_STAGES])(const struct run_config *, struct device *, sqlite3 *,
+                                           struct error *) = {stage_train, stage_diff, stage_report};
     char hash[17];
     double start = seconds_now();
     run_stage_hash(hash, c, stage); /* before: a file that changes while the stage runs makes it stale */
     int status = stage == RUN_REPORT ? 0 : run_config_write(c, err);
     for (int s = stage; s < RUN_STAGES && status == 0; s++)
         status = run_db_run(db, err, "DELETE FROM stages WHERE stage = ?", "t", run_stage_names[s]);
-    if (status == 0)
-        status = stages[stage](c, dev, db, err);
-    if (status == 0)
-        status = run_stage_finish(db, run_stage_names[stage], hash, seconds_now() - start, err);
+    if (status == 0) status = stages[stage](c, dev, db, err);
+    if (status == 0) status = run_stage_finish(db, run_stage_names[stage], hash, seconds_now() - start, err);
     return status;
 }

@@ -6,73 +6,59 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *summary_row_name(int row)
-{
+const char *summary_row_name(int row) {
     static const char *const base[] = {"base", "base_image", "base_text"};
     return row < REGIME_COUNT ? regime_names[row] : base[row - REGIME_COUNT];
 }
 
-const char *summary_row_title(int row)
-{
-    static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only", "text-only", "random start", "base SAE", "base SAE, image rows", "base SAE, text"};
+const char *summary_row_title(int row) {
+    static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only",           "text-only",     "random start",
+                                                     "base SAE",      "base SAE, image rows", "base SAE, text"};
     return titles[row];
 }
 
-int summary_base_of(enum regime regime)
-{
+int summary_base_of(enum regime regime) {
     return regime == REGIME_IMAGE ? SUMMARY_BASE_IMAGE : regime == REGIME_TEXT ? SUMMARY_BASE_TEXT : SUMMARY_BASE;
 }
 
-static int summary_row(const char *name)
-{
+static int summary_row(const char *name) {
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (strcmp(name, summary_row_name(row)) == 0)
-            return row;
+        if (strcmp(name, summary_row_name(row)) == 0) return row;
     return -1;
 }
 
-double run_db_number(sqlite3 *db, const char *stage, const char *name, double fallback)
-{
+double run_db_number(sqlite3 *db, const char *stage, const char *name, double fallback) {
     struct error err;
     sqlite3_stmt *s = NULL;
     double value = fallback;
-    if (run_db_prepare(db, &s, &err, "SELECT value FROM facts WHERE stage = ? AND name = ?", "tt", stage, name))
-        return fallback;
-    if (sqlite3_step(s) == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
-        value = sqlite3_column_double(s, 0);
+    if (run_db_prepare(db, &s, &err, "SELECT value FROM facts WHERE stage = ? AND name = ?", "tt", stage, name)) return fallback;
+    if (sqlite3_step(s) == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL) value = sqlite3_column_double(s, 0);
     sqlite3_finalize(s);
     return value;
 }
 
-char *run_db_text(sqlite3 *db, const char *stage, const char *name)
-{
+char *run_db_text(sqlite3 *db, const char *stage, const char *name) {
     struct error err;
     sqlite3_stmt *s = NULL;
     char *text = NULL;
-    if (run_db_prepare(db, &s, &err, "SELECT value FROM facts WHERE stage = ? AND name = ?", "tt", stage, name))
-        return NULL;
-    if (sqlite3_step(s) == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL)
-        text = strdup((const char *)sqlite3_column_text(s, 0));
+    if (run_db_prepare(db, &s, &err, "SELECT value FROM facts WHERE stage = ? AND name = ?", "tt", stage, name)) return NULL;
+    if (sqlite3_step(s) == SQLITE_ROW && sqlite3_column_type(s, 0) != SQLITE_NULL) text = strdup((const char *)sqlite3_column_text(s, 0));
     sqlite3_finalize(s);
     return text;
 }
 
-long run_db_count(sqlite3 *db, const char *sql)
-{
+long run_db_count(sqlite3 *db, const char *sql) {
     struct error err;
     sqlite3_stmt *s = NULL;
     long n = 0;
-    if (run_db_prepare(db, &s, &err, sql, ""))
-        return 0;
-    if (sqlite3_step(s) == SQLITE_ROW)
-        n = sqlite3_column_int64(s, 0);
+    if (run_db_prepare(db, &s, &err, sql, "")) return 0;
+    if (sqlite3_step(s) == SQLITE_ROW) n = sqlite3_column_int64(s, 0);
     sqlite3_finalize(s);
     return n;
 }
 
 /* Adds one value; `sd` holds the running sum of squared deviations (Welford) until spread_end. */
-static void spread_add(struct spread *s, int n_before, double x)
-{
+static void spread_add(struct spread *s, int n_before, double x) {
     double delta = x - s->mean;
     s->mean += delta / (n_before + 1);
     s->sd += delta * (x - s->mean);
@@ -80,20 +66,15 @@ static void spread_add(struct spread *s, int n_before, double x)
     s->high = n_before == 0 || x > s->high ? x : s->high;
 }
 
-static void spread_end(struct spread *s, int n)
-{
-    s->sd = n > 1 ? sqrt(s->sd / (n - 1)) : 0;
-}
+static void spread_end(struct spread *s, int n) { s->sd = n > 1 ? sqrt(s->sd / (n - 1)) : 0; }
 
-static int read_metrics(struct run_summary *s, sqlite3 *db, struct error *err)
-{
+static int read_metrics(struct run_summary *s, sqlite3 *db, struct error *err) {
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(db, &q, err, "SELECT regime, tokens, fvu, fvu_as_coded, l0, dead_features, features FROM layers ORDER BY layer", ""))
         return -1;
     while (sqlite3_step(q) == SQLITE_ROW) {
         int row = summary_row((const char *)sqlite3_column_text(q, 0));
-        if (row < 0)
-            continue;
+        if (row < 0) continue;
         struct regime_summary *r = &s->regime[row];
         double features = sqlite3_column_double(q, 6);
         r->tokens = sqlite3_column_int64(q, 1) > r->tokens ? sqlite3_column_int64(q, 1) : r->tokens;
@@ -115,8 +96,7 @@ static int read_metrics(struct run_summary *s, sqlite3 *db, struct error *err)
 }
 
 /* Median of decoder cosines, one layer's or (layer < 0) a regime's. */
-static double median_cosine(sqlite3 *db, const char *regime, long layer, long n)
-{
+static double median_cosine(sqlite3 *db, const char *regime, long layer, long n) {
     struct error err;
     sqlite3_stmt *q = NULL;
     double median = NAN;
@@ -125,29 +105,27 @@ static double median_cosine(sqlite3 *db, const char *regime, long layer, long n)
                        " ORDER BY decoder_cosine LIMIT 2 - (?3 % 2) OFFSET (?3 - 1) / 2)",
                        "tii", regime, layer, n))
         return NAN;
-    if (sqlite3_step(q) == SQLITE_ROW)
-        median = sqlite3_column_double(q, 0);
+    if (sqlite3_step(q) == SQLITE_ROW) median = sqlite3_column_double(q, 0);
     sqlite3_finalize(q);
     return median;
 }
 
-static int read_features(struct run_summary *s, sqlite3 *db, struct error *err)
-{
+static int read_features(struct run_summary *s, sqlite3 *db, struct error *err) {
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(db, &q, err,
-                       "SELECT regime, layer, count(*), sum(energy_image > ?), sum(adapted) FROM features GROUP BY regime, layer ORDER BY regime, layer",
+                       "SELECT regime, layer, count(*), sum(energy_image > ?), sum(adapted) FROM features GROUP BY regime, layer ORDER BY "
+                       "regime, layer",
                        "d", s->eps))
         return -1;
     while (sqlite3_step(q) == SQLITE_ROW) {
         int row = summary_row((const char *)sqlite3_column_text(q, 0));
-        if (row < 0)
-            continue;
-        struct layer_share share = {sqlite3_column_int(q, 1), sqlite3_column_int64(q, 2), sqlite3_column_int64(q, 3), sqlite3_column_int64(q, 4), NAN};
+        if (row < 0) continue;
+        struct layer_share share = {sqlite3_column_int(q, 1), sqlite3_column_int64(q, 2), sqlite3_column_int64(q, 3),
+                                    sqlite3_column_int64(q, 4), NAN};
         s->regime[row].features += share.features;
         s->regime[row].visual += share.visual;
         s->regime[row].adapted += share.adapted;
-        if (strcmp(summary_row_name(row), s->diff_regime) != 0)
-            continue;
+        if (strcmp(summary_row_name(row), s->diff_regime) != 0) continue;
         share.median_cosine = median_cosine(db, s->diff_regime, share.layer, share.features);
         struct layer_share *grown = realloc(s->layer, (size_t)(s->n_layers + 1) * sizeof *grown);
         CHECK(grown, "%d layers", s->n_layers);
@@ -156,12 +134,12 @@ static int read_features(struct run_summary *s, sqlite3 *db, struct error *err)
     }
     sqlite3_finalize(q);
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        s->regime[row].median_cosine = s->regime[row].features ? median_cosine(db, summary_row_name(row), -1, s->regime[row].features) : NAN;
+        s->regime[row].median_cosine =
+            s->regime[row].features ? median_cosine(db, summary_row_name(row), -1, s->regime[row].features) : NAN;
     return 0;
 }
 
-int run_summary_read(struct run_summary *s, sqlite3 *db, const struct run_config *c, struct error *err)
-{
+int run_summary_read(struct run_summary *s, sqlite3 *db, const struct run_config *c, struct error *err) {
     char name[64];
     *s = (struct run_summary){.diff_regime = regime_names[c->diff_regime]};
     s->eps = run_db_number(db, "diff", "eps", c->diff_eps);
@@ -175,16 +153,14 @@ int run_summary_read(struct run_summary *s, sqlite3 *db, const struct run_config
     return 0;
 }
 
-void run_summary_free(struct run_summary *s)
-{
+void run_summary_free(struct run_summary *s) {
     free(s->layer);
     s->layer = NULL;
     s->n_layers = 0;
 }
 
 /* Sentence on reconstruction: each regime's tokens before and after tuning. */
-static int sentence_fvu(const struct run_summary *s, char *out, size_t bytes)
-{
+static int sentence_fvu(const struct run_summary *s, char *out, size_t bytes) {
     static const char *const tokens[] = {"all tokens", "image rows", "text tokens"};
     static const enum regime order[] = {REGIME_TEXT, REGIME_IMAGE, REGIME_FULL};
     const char *sep = "Averaged over layers, fine-tuning takes the unexplained variance (FVU)";
@@ -192,94 +168,90 @@ static int sentence_fvu(const struct run_summary *s, char *out, size_t bytes)
     for (size_t i = 0; i < 3; i++) {
         const struct regime_summary *after = &s->regime[order[i]], *before = &s->regime[summary_base_of(order[i])];
         if (after->layers && before->layers) {
-            n += snprintf(out + n, bytes - (size_t)n, "%s of %s from %.3f to %.3f", sep, tokens[order[i]], before->fvu.mean, after->fvu.mean);
+            n += snprintf(out + n, bytes - (size_t)n, "%s of %s from %.3f to %.3f", sep, tokens[order[i]], before->fvu.mean,
+                          after->fvu.mean);
             sep = ",";
         }
     }
     if (n && s->regime[REGIME_RANDOM].layers)
-        n += snprintf(out + n, bytes - (size_t)n, "; a random start, trained on all tokens, reaches %.3f", s->regime[REGIME_RANDOM].fvu.mean);
-    if (n)
-        snprintf(out + n, bytes - (size_t)n, ".");
+        n += snprintf(out + n, bytes - (size_t)n, "; a random start, trained on all tokens, reaches %.3f",
+                      s->regime[REGIME_RANDOM].fvu.mean);
+    if (n) snprintf(out + n, bytes - (size_t)n, ".");
     return n > 0;
 }
 
-static int sentence_layers(const struct run_summary *s, char *out, size_t bytes)
-{
+static int sentence_layers(const struct run_summary *s, char *out, size_t bytes) {
     int top = 0;
     long total = 0, late = 0;
     for (int i = 0; i < s->n_layers; i++) {
         const struct layer_share *a = &s->layer[i], *b = &s->layer[top];
         total += a->adapted;
         late += i >= s->n_layers / 2 ? a->adapted : 0;
-        if ((double)a->adapted * (double)b->features > (double)b->adapted * (double)a->features)
-            top = i;
+        if ((double)a->adapted * (double)b->features > (double)b->adapted * (double)a->features) top = i;
     }
-    if (total == 0 || s->n_layers < 2)
-        return 0;
-    snprintf(out, bytes, "Layer %d has the largest adapted share (%.1f %%); the upper half of the layers holds %.0f %% of all adapted features.",
-             s->layer[top].layer, 100.0 * (double)s->layer[top].adapted / (double)s->layer[top].features, 100.0 * (double)late / (double)total);
+    if (total == 0 || s->n_layers < 2) return 0;
+    snprintf(
+        out, bytes, "Layer %d has the largest adapted share (%.1f %%); the upper half of the layers holds %.0f %% of all adapted features.",
+        s->layer[top].layer, 100.0 * (double)s->layer[top].adapted / (double)s->layer[top].features, 100.0 * (double)late / (double)total);
     return 1;
 }
 
-int run_summary_sentences(const struct run_summary *s, char sentences[SUMMARY_SENTENCES][512])
-{
+int run_summary_sentences(const struct run_summary *s, char sentences[SUMMARY_SENTENCES][512]) {
     int n = sentence_fvu(s, sentences[0], sizeof sentences[0]);
     int row = summary_row(s->diff_regime);
     const struct regime_summary *r = &s->regime[row];
-    if (r->features == 0)
-        return n;
-    snprintf(sentences[n++], sizeof sentences[0], "%ld of %ld features (%.1f %%) were adapted: their decoder direction turned (cosine to the base SAE at most %.3f) and they carry visual energy (E_v above %g). By its percentile the rule admits at most %g %%.",
+    if (r->features == 0) return n;
+    snprintf(sentences[n++], sizeof sentences[0],
+             "%ld of %ld features (%.1f %%) were adapted: their decoder direction turned (cosine to the base SAE at most %.3f) and they "
+             "carry visual energy (E_v above %g). By its percentile the rule admits at most %g %%.",
              r->adapted, r->features, 100.0 * (double)r->adapted / (double)r->features, s->cosine_threshold, s->eps, s->percentile);
     n += sentence_layers(s, sentences[n], sizeof sentences[0]);
-    snprintf(sentences[n++], sizeof sentences[0], "The typical feature kept its direction to a decoder cosine of %.3f (median, %s dictionaries)%s.", r->median_cosine,
+    snprintf(sentences[n++], sizeof sentences[0],
+             "The typical feature kept its direction to a decoder cosine of %.3f (median, %s dictionaries)%s.", r->median_cosine,
              summary_row_title(row), r->median_cosine > 0.95 ? ": tuning moved few features far" : "");
     return n;
 }
 
-static void print_top_features(FILE *out, const struct run_summary *s, sqlite3 *db)
-{
+static void print_top_features(FILE *out, const struct run_summary *s, sqlite3 *db) {
     struct error err;
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(db, &q, &err,
-                       "SELECT e.layer, e.feature, f.energy_image, f.energy_text, f.decoder_cosine, e.kind, f.fire_patches, f.fire_words FROM examples e"
+                       "SELECT e.layer, e.feature, f.energy_image, f.energy_text, f.decoder_cosine, e.kind, f.fire_patches, f.fire_words "
+                       "FROM examples e"
                        " JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
                        " WHERE e.regime = ?1 AND e.rank = 0 AND f.adapted ORDER BY f.energy_image DESC LIMIT 6",
                        "t", s->diff_regime))
         return;
     bool first = true;
     while (sqlite3_step(q) == SQLITE_ROW) {
-        if (first)
-            fprintf(out, "\n  adapted features         E_v       E_t   cosine   strongest on\n");
+        if (first) fprintf(out, "\n  adapted features         E_v       E_t   cosine   strongest on\n");
         bool image = strcmp((const char *)sqlite3_column_text(q, 5), "image") == 0;
         first = false;
-        fprintf(out, "  layer %2d  feature %-5d %7.3f   %7.3f   %6.3f   %s (fires on %.1f%% of them)\n", sqlite3_column_int(q, 0), sqlite3_column_int(q, 1),
-                sqlite3_column_double(q, 2), sqlite3_column_double(q, 3), sqlite3_column_double(q, 4), image ? "patches" : "words", 100 * sqlite3_column_double(q, image ? 6 : 7));
+        fprintf(out, "  layer %2d  feature %-5d %7.3f   %7.3f   %6.3f   %s (fires on %.1f%% of them)\n", sqlite3_column_int(q, 0),
+                sqlite3_column_int(q, 1), sqlite3_column_double(q, 2), sqlite3_column_double(q, 3), sqlite3_column_double(q, 4),
+                image ? "patches" : "words", 100 * sqlite3_column_double(q, image ? 6 : 7));
     }
     sqlite3_finalize(q);
 }
 
-void run_summary_print(FILE *out, const struct run_summary *s, sqlite3 *db, const struct run_config *c)
-{
+void run_summary_print(FILE *out, const struct run_summary *s, sqlite3 *db, const struct run_config *c) {
     fprintf(out, "\nFindings\n\n  dictionaries           FVU mean     sd  before tuning     L0    dead  adapted\n");
     for (int row = 0; row < REGIME_COUNT; row++) {
         const struct regime_summary *r = &s->regime[row], *before = &s->regime[summary_base_of((enum regime)row)];
-        if (r->layers == 0)
-            continue;
+        if (r->layers == 0) continue;
         fprintf(out, "  %-22s %8.3f  %5.3f", summary_row_title(row), r->fvu.mean, r->fvu.sd);
         if (row != REGIME_RANDOM && before->layers)
             fprintf(out, "  %13.3f", before->fvu.mean);
         else
             fprintf(out, "  %13s", "");
         fprintf(out, "  %5.1f  %5.1f%%", r->l0.mean, 100 * r->dead_share.mean);
-        if (r->features)
-            fprintf(out, "   %5.1f%%", 100.0 * (double)r->adapted / (double)r->features);
+        if (r->features) fprintf(out, "   %5.1f%%", 100.0 * (double)r->adapted / (double)r->features);
         fprintf(out, "\n");
     }
     print_top_features(out, s, db);
     char sentences[SUMMARY_SENTENCES][512];
     int n = run_summary_sentences(s, sentences);
     fprintf(out, "\n");
-    for (int i = 0; i < n; i++)
-        fprintf(out, "  - %s\n", sentences[i]);
+    for (int i = 0; i < n; i++) fprintf(out, "  - %s\n", sentences[i]);
     fprintf(out, "\n  report    %s/report.html\n  database  %s/run.db\n", c->out, c->out);
 }

@@ -10,8 +10,8 @@ struct spread { /* over layers; sd with n - 1, 0 for one layer */
     double mean, sd, low, high;
 };
 struct regime_summary {
-    int layers;        /* with metrics; 0: none */
-    long tokens;       /* of the layer with most */
+    int layers;  /* with metrics; 0: none */
+    long tokens; /* of the layer with most */
     struct spread fvu, fvu_as_coded, l0, dead_share;
     long features, visual, adapted; /* all layers together, 0 before `diff`; visual: E_v > eps */
     double median_cosine;           /* decoder, to the base SAE */
@@ -28,9 +28,9 @@ struct run_summary {
     int n_layers;                             /* rows of `layer`, 0 before `diff` */
     struct layer_share *layer;                /* rising */
 };
-const char *summary_row_name(int row);  /* "full", ..., "base": the database's word */
+const char *summary_row_name(int row);   /* "full", ..., "base": the database's word */
 int summary_base_of(enum regime regime); /* the base row over the same tokens */
-const char *summary_row_title(int row); /* "full sequence", ..., "base SAE, text": for people */
+const char *summary_row_title(int row);  /* "full sequence", ..., "base SAE, text": for people */
 int run_summary_read(struct run_summary *s, sqlite3 *db, const struct run_config *c, struct error *err);
 void run_summary_free(struct run_summary *s);
 /* The findings in plain sentences; how many were written. */

@@ -16,22 +16,19 @@ struct synthetic {
 
 static uint64_t synthetic_state = 88172645463325252ull;
 
-static inline double synthetic_uniform(void)
-{
+static inline double synthetic_uniform(void) {
     synthetic_state ^= synthetic_state << 13;
     synthetic_state ^= synthetic_state >> 7;
     synthetic_state ^= synthetic_state << 17;
     return (double)(synthetic_state >> 11) / 9007199254740992.0;
 }
 
-static inline double synthetic_normal(void)
-{
+static inline double synthetic_normal(void) {
     return sqrt(-2 * log(synthetic_uniform() + 1e-300)) * cos(6.283185307179586 * synthetic_uniform());
 }
 
 /* A 64x64 picture: two discs and a square on a pale ground. */
-static inline png_bytep synthetic_picture(size_t *bytes)
-{
+static inline png_bytep synthetic_picture(size_t *bytes) {
     static const uint8_t colors[4][3] = {{200, 40, 40}, {40, 90, 200}, {30, 150, 70}, {230, 190, 30}};
     uint8_t pixels[64][64][3];
     memset(pixels, 0, sizeof pixels);
@@ -42,13 +39,11 @@ static inline png_bytep synthetic_picture(size_t *bytes)
         double cx = 10 + 44 * synthetic_uniform(), cy = 10 + 44 * synthetic_uniform(), radius = 6 + 6 * synthetic_uniform();
         for (int y = 0; y < 64; y++)
             for (int x = 0; x < 64; x++)
-                if (shape == 2 ? fmax(fabs(x - cx), fabs(y - cy)) < radius : hypot(x - cx, y - cy) < radius)
-                    memcpy(pixels[y][x], color, 3);
+                if (shape == 2 ? fmax(fabs(x - cx), fabs(y - cy)) < radius : hypot(x - cx, y - cy) < radius) memcpy(pixels[y][x], color, 3);
     }
     png_image image = {.version = PNG_IMAGE_VERSION, .width = 64, .height = 64, .format = PNG_FORMAT_RGB};
     png_alloc_size_t size = 0;
-    if (!png_image_write_to_memory(&image, NULL, &size, 0, pixels, 0, NULL))
-        return NULL;
+    if (!png_image_write_to_memory(&image, NULL, &size, 0, pixels, 0, NULL)) return NULL;
     png_bytep png = malloc(size);
     if (png && !png_image_write_to_memory(&image, png, &size, 0, pixels, 0, NULL)) {
         free(png);
@@ -59,52 +54,67 @@ static inline png_bytep synthetic_picture(size_t *bytes)
 }
 
 /* BOS, 4 template tokens, 64 patches, question, 3 template tokens. */
-static inline int synthetic_sample(sqlite3 *db, long sample, uint8_t *kinds, struct error *err)
-{
+static inline int synthetic_sample(sqlite3 *db, long sample, uint8_t *kinds, struct error *err) {
     static const char *const words[] = {"Is", " the", " red", " <circle>", " left", " of", " the", " blue", " \"square\"", "?"};
     json_t *tokens = json_array();
     int t = 0;
     for (int i = 0; i < 5 + 64 + 10 + 3; i++) {
         bool image = i >= 5 && i < 69, question = i >= 69 && i < 79;
         kinds[t++] = (uint8_t)(i == 0 ? 0 : image ? 1 : question ? 3 : 2);
-        json_array_append_new(tokens, json_string(image ? "" : question ? words[i - 69] : i == 0 ? "<|begin_of_text|>" : "<|start_header_id|>"));
+        json_array_append_new(tokens, json_string(image      ? ""
+                                                  : question ? words[i - 69]
+                                                  : i == 0   ? "<|begin_of_text|>"
+                                                             : "<|start_header_id|>"));
     }
     char *text = json_dumps(tokens, 0);
     size_t bytes = 0;
     png_bytep png = synthetic_picture(&bytes);
-    int status = run_db_run(db, err, "INSERT INTO samples(sample, id, image, question, answer, tokens, kinds, picture) VALUES(?,?,?,?,?,?,?,?)", "itttttbb", sample, "1",
-                            "images/a.png", "Is the red <circle> left of the blue \"square\"?", "yes", text, (const void *)kinds, (size_t)t, (const void *)png, bytes);
+    int status =
+        run_db_run(db, err, "INSERT INTO samples(sample, id, image, question, answer, tokens, kinds, picture) VALUES(?,?,?,?,?,?,?,?)",
+                   "itttttbb", sample, "1", "images/a.png", "Is the red <circle> left of the blue \"square\"?", "yes", text,
+                   (const void *)kinds, (size_t)t, (const void *)png, bytes);
     free(png);
     free(text);
     json_decref(tokens);
     return status ? -1 : t;
 }
 
-static inline int synthetic_metrics(sqlite3 *db, const struct synthetic *s, struct error *err)
-{
+static inline int synthetic_metrics(sqlite3 *db, const struct synthetic *s, struct error *err) {
     static const char *const regimes[] = {"full", "image", "text", "random", "base"};
     static const double level[] = {0.16, 0.21, 0.07, 0.30, 0.62};
     for (int r = 0; r < 5; r++)
         for (int l = 0; l < s->layers; l++) {
             double fvu = level[r] * (0.7 + 0.6 * l / s->layers + 0.05 * synthetic_normal());
-            struct layer_row row = {l, regimes[r], 40000 + 1000 * r, fvu, r == 2 ? fvu / 3 : fvu * 0.97, 16 - r * 0.4, 40 + 30 * r, s->features};
-            if (run_db_layer(db, &row, err))
-                return -1;
+            struct layer_row row = {l,           regimes[r], 40000 + 1000 * r, fvu, r == 2 ? fvu / 3 : fvu * 0.97, 16 - r * 0.4,
+                                    40 + 30 * r, s->features};
+            if (run_db_layer(db, &row, err)) return -1;
         }
     return 0;
 }
 
-static inline int synthetic_features(sqlite3 *db, const struct synthetic *s, const char *regime, struct error *err)
-{
+static inline int synthetic_features(sqlite3 *db, const struct synthetic *s, const char *regime, struct error *err) {
     sqlite3_stmt *q = NULL;
-    if (run_db_prepare(db, &q, err, "INSERT INTO features VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?)", ""))
-        return -1;
+    if (run_db_prepare(db, &q, err, "INSERT INTO features VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?)", "")) return -1;
     for (int l = 0; l < s->layers; l++)
         for (int f = 0; f < s->features; f++) {
             double visual = synthetic_uniform(), text = pow(10, -2.5 + 1.1 * synthetic_normal());
             double image = visual < 0.08 ? 0 : text * pow(10, 0.5 * synthetic_normal() + (visual > 0.9 ? 1.2 : 0));
-            double cosine = 1 - fabs(0.03 * synthetic_normal()) - (visual > 0.85 ? 0.25 * synthetic_uniform() * (0.4 + l / (double)s->layers) : 0);
-            double values[] = {l, 0, f, image, text, cosine, cosine * 0.98, fmin(1, image), fmin(1, text), image > 0.01 && cosine <= 0.94, image * 1.4, image * 0.3, 0.11, 0.05};
+            double cosine =
+                1 - fabs(0.03 * synthetic_normal()) - (visual > 0.85 ? 0.25 * synthetic_uniform() * (0.4 + l / (double)s->layers) : 0);
+            double values[] = {l,
+                               0,
+                               f,
+                               image,
+                               text,
+                               cosine,
+                               cosine * 0.98,
+                               fmin(1, image),
+                               fmin(1, text),
+                               image > 0.01 && cosine <= 0.94,
+                               image * 1.4,
+                               image * 0.3,
+                               0.11,
+                               0.05};
             for (int i = 0; i < 14; i++)
                 if (i == 1)
                     sqlite3_bind_text(q, 2, regime, -1, SQLITE_STATIC);
@@ -120,35 +130,37 @@ static inline int synthetic_features(sqlite3 *db, const struct synthetic *s, con
 }
 
 /* Fills an opened run.db. */
-static inline int synthetic_fill(sqlite3 *db, const struct synthetic *s, struct error *err)
-{
+static inline int synthetic_fill(sqlite3 *db, const struct synthetic *s, struct error *err) {
     uint8_t kinds[128];
     float values[128];
     int tokens = 0;
     synthetic_state = 88172645463325252ull;
-    if (run_db_exec(db, err, "BEGIN") || synthetic_metrics(db, s, err) || synthetic_features(db, s, "text", err) || synthetic_features(db, s, "full", err))
+    if (run_db_exec(db, err, "BEGIN") || synthetic_metrics(db, s, err) || synthetic_features(db, s, "text", err) ||
+        synthetic_features(db, s, "full", err))
         return -1;
     for (long i = 0; i < s->samples; i++)
-        if ((tokens = synthetic_sample(db, i, kinds, err)) < 0)
-            return -1;
+        if ((tokens = synthetic_sample(db, i, kinds, err)) < 0) return -1;
     for (int feature = 0; feature < 6; feature++)
         for (long rank = 0; rank < 6; rank++) {
             int peak = 5 + (int)(64 * synthetic_uniform());
             for (int t = 0; t < tokens; t++) {
                 double distance = kinds[t] == 1 ? hypot((t - 5) % 8 - (peak - 5) % 8, (t - 5) / 8 - (peak - 5) / 8) : 9;
-                values[t] = (float)(distance < 3 ? 2 * exp(-distance) : kinds[t] == 3 && synthetic_uniform() < 0.3 ? synthetic_uniform() : 0);
+                values[t] = (float)(distance < 3                                 ? 2 * exp(-distance)
+                                    : kinds[t] == 3 && synthetic_uniform() < 0.3 ? synthetic_uniform()
+                                                                                 : 0);
             }
             if (run_db_run(db, err,
                            "INSERT INTO examples SELECT ?1, 'text', feature, ?2, ?3, ?4, 'image', ?5, ?6 FROM features"
                            " WHERE regime = 'text' AND layer = ?1 AND adapted ORDER BY energy_image DESC LIMIT 1 OFFSET ?7",
-                           "iiiidbi", (long)(feature % s->layers), rank, (long)((feature * 5 + rank) % s->samples), (long)peak, 2.0 - 0.1 * (double)rank,
-                           (const void *)values, (size_t)tokens * sizeof *values, (long)(feature / s->layers)))
+                           "iiiidbi", (long)(feature % s->layers), rank, (long)((feature * 5 + rank) % s->samples), (long)peak,
+                           2.0 - 0.1 * (double)rank, (const void *)values, (size_t)tokens * sizeof *values, (long)(feature / s->layers)))
                 return -1;
         }
     if (run_db_fact(db, "train", "device", "cpu, 2 threads", err) || run_db_fact_real(db, "train", "tokens_per_second", 15321, err) ||
         run_db_fact_real(db, "diff", "eps", 0.01, err) || run_db_fact_real(db, "diff", "percentile", 25, err) ||
-        run_db_fact_real(db, "diff", "cosine_threshold.text", 0.94, err) || run_db_fact_real(db, "diff", "cosine_threshold.full", 0.94, err) ||
-        run_stage_finish(db, "train", "a", 101.5, err) || run_stage_finish(db, "diff", "b", 22.5, err))
+        run_db_fact_real(db, "diff", "cosine_threshold.text", 0.94, err) ||
+        run_db_fact_real(db, "diff", "cosine_threshold.full", 0.94, err) || run_stage_finish(db, "train", "a", 101.5, err) ||
+        run_stage_finish(db, "diff", "b", 22.5, err))
         return -1;
     return run_db_exec(db, err, "COMMIT");
 }

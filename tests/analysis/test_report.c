@@ -9,21 +9,23 @@
 
 #include <cmocka.h> /* last: its macro `fail` hides host/error.h's function */
 
-static struct run_config config = {.out = "build/test-report", .base = "models/base<b>", .model = "models/vlm", .diff_eps = 0.01, .diff_percentile = 25,
-                                   .diff_regime = REGIME_TEXT, .report_features = 6};
+static struct run_config config = {.out = "build/test-report",
+                                   .base = "models/base<b>",
+                                   .model = "models/vlm",
+                                   .diff_eps = 0.01,
+                                   .diff_percentile = 25,
+                                   .diff_regime = REGIME_TEXT,
+                                   .report_features = 6};
 
-static sqlite3 *open_synthetic(const struct synthetic *s)
-{
+static sqlite3 *open_synthetic(const struct synthetic *s) {
     struct error err = {""};
     sqlite3 *db = NULL;
     unlink("build/test-report/run.db");
-    if (run_db_open(&db, &config, &err) || synthetic_fill(db, s, &err))
-        fail_msg("%s", err.text);
+    if (run_db_open(&db, &config, &err) || synthetic_fill(db, s, &err)) fail_msg("%s", err.text);
     return db;
 }
 
-static char *report_text(sqlite3 *db)
-{
+static char *report_text(sqlite3 *db) {
     struct error err = {""};
     char *text = NULL;
     size_t bytes = 0;
@@ -33,25 +35,34 @@ static char *report_text(sqlite3 *db)
     return text;
 }
 
-static int occurrences(const char *text, const char *what)
-{
+static int occurrences(const char *text, const char *what) {
     int n = 0;
-    for (const char *at = strstr(text, what); at; at = strstr(at + 1, what))
-        n++;
+    for (const char *at = strstr(text, what); at; at = strstr(at + 1, what)) n++;
     return n;
 }
 
-static void test_sections(void **state)
-{
+static void test_sections(void **state) {
     (void)state;
     sqlite3 *db = open_synthetic(&(struct synthetic){8, 1024, 12});
     config.resolved = json_pack("{s:s}", "note", "</pre><script>alert(1)</script>");
     char *html = report_text(db);
-    static const char *const expected[] = {"id=\"reconstruction\"", "id=\"adapted\"", "id=\"features\"", "id=\"run\"", "id=\"glossary\"", "Figure 1.", "Figure 2.", "Figure 3.",
-                                           "Figure 4.", "Table 1.", "image-only", "text-only", "random start", "base SAE", "data:image/png;base64,iVBORw0KGgo"};
+    static const char *const expected[] = {"id=\"reconstruction\"",
+                                           "id=\"adapted\"",
+                                           "id=\"features\"",
+                                           "id=\"run\"",
+                                           "id=\"glossary\"",
+                                           "Figure 1.",
+                                           "Figure 2.",
+                                           "Figure 3.",
+                                           "Figure 4.",
+                                           "Table 1.",
+                                           "image-only",
+                                           "text-only",
+                                           "random start",
+                                           "base SAE",
+                                           "data:image/png;base64,iVBORw0KGgo"};
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
-        if (!strstr(html, expected[i]))
-            fail_msg("the report lacks %s", expected[i]);
+        if (!strstr(html, expected[i])) fail_msg("the report lacks %s", expected[i]);
     assert_int_equal(occurrences(html, " role=\"img\" aria-label=\""), 4 + 30); /* figures, pictures of 6 features x 5 examples */
     assert_int_equal(occurrences(html, "<section class=\"feature\">"), 6);
     assert_int_equal(occurrences(html, "<section"), occurrences(html, "</section>"));
@@ -61,8 +72,7 @@ static void test_sections(void **state)
     /* self-contained, escaped */
     static const char *const unwanted[] = {"http:", "https:", "//www", "<script", "<link", "@import", "base<b>", " <circle>", "url(data"};
     for (size_t i = 0; i < sizeof unwanted / sizeof *unwanted; i++)
-        if (strstr(html, unwanted[i]))
-            fail_msg("the report holds %s: %.80s", unwanted[i], strstr(html, unwanted[i]));
+        if (strstr(html, unwanted[i])) fail_msg("the report holds %s: %.80s", unwanted[i], strstr(html, unwanted[i]));
     assert_non_null(strstr(html, "base&lt;b&gt;"));
     assert_non_null(strstr(html, " &lt;circle&gt;"));
     free(html);
@@ -72,8 +82,7 @@ static void test_sections(void **state)
 }
 
 /* Ids are unique and every reference finds its target. */
-static void test_ids(void **state)
-{
+static void test_ids(void **state) {
     (void)state;
     sqlite3 *db = open_synthetic(&(struct synthetic){3, 64, 4});
     char *html = report_text(db);
@@ -88,25 +97,20 @@ static void test_ids(void **state)
         }
     assert_true(n > 10);
     for (int i = 0; i < n; i++)
-        for (int j = 0; j < i; j++)
-            assert_string_not_equal(ids[i], ids[j]);
+        for (int j = 0; j < i; j++) assert_string_not_equal(ids[i], ids[j]);
     for (const char *at = strstr(html, "href="); at; at = strstr(at + 1, "href=")) {
         char id[40];
-        if (at[6] != '#')
-            continue;
+        if (at[6] != '#') continue;
         snprintf(id, sizeof id, "%.*s", (int)strcspn(at + 7, "\"'"), at + 7);
         bool found = false;
-        for (int i = 0; i < n && !found; i++)
-            found = strcmp(ids[i], id) == 0;
-        if (!found)
-            fail_msg("#%s leads nowhere", id);
+        for (int i = 0; i < n && !found; i++) found = strcmp(ids[i], id) == 0;
+        if (!found) fail_msg("#%s leads nowhere", id);
     }
     free(html);
     sqlite3_close(db);
 }
 
-static void test_empty_run(void **state)
-{
+static void test_empty_run(void **state) {
     (void)state;
     struct error err = {""};
     sqlite3 *db = NULL;
@@ -120,8 +124,7 @@ static void test_empty_run(void **state)
     sqlite3_close(db);
 }
 
-static void test_subset_says_so(void **state)
-{
+static void test_subset_says_so(void **state) {
     (void)state;
     sqlite3 *db = open_synthetic(&(struct synthetic){3, 8192, 4});
     char *html = report_text(db);
@@ -130,8 +133,7 @@ static void test_subset_says_so(void **state)
     sqlite3_close(db);
 }
 
-static void test_no_gnuplot(void **state)
-{
+static void test_no_gnuplot(void **state) {
     (void)state;
     sqlite3 *db = open_synthetic(&(struct synthetic){3, 64, 4});
     struct error err = {""};
@@ -148,7 +150,8 @@ static void test_no_gnuplot(void **state)
     assert_string_equal(now, old);
     DIR *dir = opendir("build/test-report");
     for (struct dirent *entry = readdir(dir); entry; entry = readdir(dir))
-        if (strcmp(entry->d_name, "run.db") && strcmp(entry->d_name, "report.html") && strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+        if (strcmp(entry->d_name, "run.db") && strcmp(entry->d_name, "report.html") && strcmp(entry->d_name, ".") &&
+            strcmp(entry->d_name, ".."))
             fail_msg("left behind: %s", entry->d_name);
     closedir(dir);
     free(now);
@@ -157,8 +160,7 @@ static void test_no_gnuplot(void **state)
     sqlite3_close(db);
 }
 
-static void test_html_pieces(void **state)
-{
+static void test_html_pieces(void **state) {
     (void)state;
     static const char *const texts[] = {"", "f", "fo", "foo", "foob", "fooba", "foobar"};
     static const char *const coded[] = {"", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"}; /* RFC 4648 section 10 */
@@ -182,12 +184,10 @@ static void test_html_pieces(void **state)
     assert_string_equal(buffer, "1&#8239;234&#8239;5672.5&middot;10<sup>&minus;4</sup>");
 }
 
-int main(void)
-{
-    if (system("rm -rf build/test-report && mkdir -p build/test-report"))
-        return 1;
+int main(void) {
+    if (system("rm -rf build/test-report && mkdir -p build/test-report")) return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_html_pieces), cmocka_unit_test(test_empty_run), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_html_pieces),    cmocka_unit_test(test_empty_run),  cmocka_unit_test(test_ids),
         cmocka_unit_test(test_subset_says_so), cmocka_unit_test(test_no_gnuplot), cmocka_unit_test(test_sections),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

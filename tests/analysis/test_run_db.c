@@ -15,42 +15,37 @@
 
 static struct run_config config = {.out = "build/test-run-db", .saes = "build/test-run-db/saes"};
 
-static sqlite3 *fresh(void)
-{
+static sqlite3 *fresh(void) {
     struct error err = {""};
     sqlite3 *db = NULL;
     unlink("build/test-run-db/run.db");
-    if (run_db_open(&db, &config, &err))
-        fail_msg("%s", err.text);
+    if (run_db_open(&db, &config, &err)) fail_msg("%s", err.text);
     return db;
 }
 
-static void columns(sqlite3 *db, const char *view, char *out)
-{
+static void columns(sqlite3 *db, const char *view, char *out) {
     char sql[128];
     sqlite3_stmt *s = NULL;
     snprintf(sql, sizeof sql, "SELECT * FROM %s", view);
     assert_int_equal(sqlite3_prepare_v2(db, sql, -1, &s, NULL), SQLITE_OK);
     *out = '\0';
-    for (int i = 0; i < sqlite3_column_count(s); i++)
-        sprintf(out + strlen(out), "%s%s", i ? ", " : "", sqlite3_column_name(s, i));
+    for (int i = 0; i < sqlite3_column_count(s); i++) sprintf(out + strlen(out), "%s%s", i ? ", " : "", sqlite3_column_name(s, i));
     sqlite3_finalize(s);
 }
 
-static void test_views(void **state)
-{
+static void test_views(void **state) {
     (void)state;
     char found[512];
     sqlite3 *db = fresh();
     columns(db, "layer_metrics", found);
     assert_string_equal(found, "layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features");
     columns(db, "feature_metrics", found);
-    assert_string_equal(found, "layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, fire_image, fire_text, adapted");
+    assert_string_equal(
+        found, "layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, fire_image, fire_text, adapted");
     sqlite3_close(db);
 }
 
-static void test_layers(void **state)
-{
+static void test_layers(void **state) {
     (void)state;
     struct error err = {""};
     sqlite3 *db = fresh();
@@ -61,13 +56,14 @@ static void test_layers(void **state)
     row.regime = "base", row.fvu_as_coded = NAN;
     assert_int_equal(run_db_layer(db, &row, &err), 0);
     assert_int_equal(run_db_count(db, "SELECT count(*) FROM layer_metrics"), 2);
-    assert_int_equal(run_db_count(db, "SELECT 100 * fvu FROM layer_metrics WHERE regime = 'text' AND layer = 3 AND tokens = 1000 AND dead_features = 7"), 50);
+    assert_int_equal(
+        run_db_count(db, "SELECT 100 * fvu FROM layer_metrics WHERE regime = 'text' AND layer = 3 AND tokens = 1000 AND dead_features = 7"),
+        50);
     assert_int_equal(run_db_count(db, "SELECT fvu_as_coded IS NULL FROM layer_metrics WHERE regime = 'base'"), 1);
     sqlite3_close(db);
 }
 
-static void test_stages(void **state)
-{
+static void test_stages(void **state) {
     (void)state;
     struct error err = {""};
     sqlite3 *db = fresh();
@@ -85,8 +81,7 @@ static void test_stages(void **state)
     sqlite3_close(db);
 }
 
-static void hash_of(char hash[17], const char *settings, enum run_stage_index stage)
-{
+static void hash_of(char hash[17], const char *settings, enum run_stage_index stage) {
     struct run_config c = config;
     c.resolved = json_loads(settings, 0, NULL);
     assert_non_null(c.resolved);
@@ -95,12 +90,12 @@ static void hash_of(char hash[17], const char *settings, enum run_stage_index st
 }
 
 /* A stage's hash changes with its own settings, those of the stages before it and its files; not with later ones or idle ones. */
-static void test_hash(void **state)
-{
+static void test_hash(void **state) {
     (void)state;
     static const char *const settings[] = {
         "{\"out\":\"a\",\"seed\":1,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}",
-        "{\"out\":\"b\",\"seed\":1,\"train\":{\"log_every\":9,\"lr\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}", /* same findings */
+        "{\"out\":\"b\",\"seed\":1,\"train\":{\"log_every\":9,\"lr\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}", /* same findings
+                                                                                                                             */
         "{\"out\":\"a\",\"seed\":1,\"train\":{\"lr\":2,\"log_every\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}",
         "{\"out\":\"a\",\"seed\":1,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":2},\"report\":{\"features\":2}}",
         "{\"out\":\"a\",\"seed\":2,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}",
@@ -125,8 +120,7 @@ static void test_hash(void **state)
     assert_string_not_equal(before, after);
 }
 
-static void test_bad_files(void **state)
-{
+static void test_bad_files(void **state) {
     (void)state;
     struct error err = {""};
     sqlite3 *db = fresh();
@@ -136,19 +130,18 @@ static void test_bad_files(void **state)
     assert_non_null(strstr(err.text, "schema version 99"));
     assert_null(db);
     FILE *f = fopen("build/test-run-db/run.db", "w");
-    for (int i = 0; i < 4096; i++)
-        fputs("no database ", f);
+    for (int i = 0; i < 4096; i++) fputs("no database ", f);
     fclose(f);
     assert_int_equal(run_db_open(&db, &config, &err), -1);
     assert_non_null(strstr(err.text, "run.db"));
     assert_null(strchr(err.text, '\n'));
     assert_int_equal(run_db_exec((db = fresh()), &err, "SELEKT 1"), -1);
-    assert_int_equal(run_db_run(db, &err, "INSERT INTO examples VALUES(0,'text',0,0,12345,0,'image',1.0,x'00')", ""), -1); /* no such sample: foreign key */
+    assert_int_equal(run_db_run(db, &err, "INSERT INTO examples VALUES(0,'text',0,0,12345,0,'image',1.0,x'00')", ""),
+                     -1); /* no such sample: foreign key */
     sqlite3_close(db);
 }
 
-static void expect_layer(const char *entry, int layer, bool found)
-{
+static void expect_layer(const char *entry, int layer, bool found) {
     struct error err = {""};
     char path[256];
     snprintf(path, sizeof path, "build/test-run-db/saes/%s", entry);
@@ -156,17 +149,16 @@ static void expect_layer(const char *entry, int layer, bool found)
     mkdir("build/test-run-db/saes", 0777);
     assert_int_equal(mkdir(path, 0777), 0);
     char *got = run_base_sae_path(&config, layer, &err);
-    if (found != (got != NULL) || (got && strcmp(got, path)))
-        fail_msg("%s as layer %d: %s", entry, layer, got ? got : err.text);
+    if (found != (got != NULL) || (got && strcmp(got, path))) fail_msg("%s as layer %d: %s", entry, layer, got ? got : err.text);
     free(got);
     rmdir(path);
 }
 
-static void test_base_dictionaries(void **state)
-{
+static void test_base_dictionaries(void **state) {
     (void)state;
     struct error err = {""};
-    static const char *const third[] = {"3", "layer_3", "layer-3", "layers.3", "l3r_8x", "Llama3_1-8B-Base-L3R-8x", "blocks.3.hook_resid_post", "layer_03"};
+    static const char *const third[] = {
+        "3", "layer_3", "layer-3", "layers.3", "l3r_8x", "Llama3_1-8B-Base-L3R-8x", "blocks.3.hook_resid_post", "layer_03"};
     for (size_t i = 0; i < sizeof third / sizeof *third; i++) {
         expect_layer(third[i], 3, true);
         expect_layer(third[i], 8, false);
@@ -185,8 +177,7 @@ static void test_base_dictionaries(void **state)
     free(path);
 }
 
-static void test_summary(void **state)
-{
+static void test_summary(void **state) {
     (void)state;
     struct error err = {""};
     struct run_summary s;
@@ -197,7 +188,9 @@ static void test_summary(void **state)
     for (int l = 0; l < 3; l++)
         assert_int_equal(run_db_layer(db, &(struct layer_row){l, "text", 10 + l, fvu[l], 0, 4, 5 * l, 10}, &err), 0);
     for (long i = 0; i < 10; i++)
-        assert_int_equal(run_db_run(db, &err, "INSERT INTO features VALUES(?,'text',?,?,0,?,0,0,0,?,0,0,0,0)", "iiddi", i / 5, i % 5, i > 3 ? 1.0 : 0.0, 0.1 * (double)i, (long)(i == 9)), 0);
+        assert_int_equal(run_db_run(db, &err, "INSERT INTO features VALUES(?,'text',?,?,0,?,0,0,0,?,0,0,0,0)", "iiddi", i / 5, i % 5,
+                                    i > 3 ? 1.0 : 0.0, 0.1 * (double)i, (long)(i == 9)),
+                         0);
     assert_int_equal(run_summary_read(&s, db, &c, &err), 0);
     const struct regime_summary *r = &s.regime[REGIME_TEXT];
     assert_int_equal(r->layers, 3);
@@ -215,13 +208,12 @@ static void test_summary(void **state)
     sqlite3_close(db);
 }
 
-int main(void)
-{
-    if (system("rm -rf build/test-run-db && mkdir -p build/test-run-db"))
-        return 1;
+int main(void) {
+    if (system("rm -rf build/test-run-db && mkdir -p build/test-run-db")) return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_views), cmocka_unit_test(test_layers), cmocka_unit_test(test_stages), cmocka_unit_test(test_hash),
-        cmocka_unit_test(test_bad_files), cmocka_unit_test(test_base_dictionaries), cmocka_unit_test(test_summary),
+        cmocka_unit_test(test_views),   cmocka_unit_test(test_layers),    cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_hash),    cmocka_unit_test(test_bad_files), cmocka_unit_test(test_base_dictionaries),
+        cmocka_unit_test(test_summary),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
