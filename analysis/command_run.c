@@ -16,7 +16,7 @@ static void print_plan(const struct run_config *c, const bool *finished, const s
 }
 
 static int run_all(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
-    bool finished[RUN_STAGES];
+    bool finished[RUN_STAGES] = {false};
     struct run_summary summary;
     int status = 0;
     for (int s = 0; s < RUN_STAGES; s++) finished[s] = (s == 0 || finished[s - 1]) && run_stage_finished(db, c, (enum run_stage_index)s);

@@ -53,7 +53,7 @@ static int from_config(const char *path, struct device *dev, struct error *err)
         return -1;
     int status = run_db_open(&db, &c, err);
     if (status == 0)
-        status = stage_train(&c, dev, db, err);
+        status = run_stage(&c, dev, db, RUN_TRAIN, err);
     sqlite3_close(db);
     run_config_free(&c);
     return status;

@@ -44,9 +44,12 @@ static int open_jobs(struct diff *d, int n_layers, int d_model, struct error *er
             int layer = d->c->n_layers ? d->c->layers[i] : i;
             struct sae_host tuned, base;
             if (diff_load(&tuned, d->c, (enum regime)r, layer, d_model, err)) return -1;
-            int status = diff_load_base(&base, d->c, layer, &tuned, err);
+            /* a random start of its own size has no counterpart to be compared with */
+            bool alone = r == REGIME_RANDOM && d->c->features > 0;
+            memset(&base, 0, sizeof base);
+            int status = alone ? 0 : diff_load_base(&base, d->c, layer, &tuned, err);
             if (status == 0) {
-                status = diff_job_open(&d->jobs[d->n_jobs], d->dev, (enum regime)r, layer, &tuned, &base,
+                status = diff_job_open(&d->jobs[d->n_jobs], d->dev, (enum regime)r, layer, &tuned, alone ? NULL : &base,
                                        (enum regime)r == d->c->diff_regime, err);
                 d->n_jobs += status == 0;
                 sae_host_free(&base);

@@ -30,7 +30,7 @@ struct diff_job {
     double *energy;                         /* (DIFF_GROUPS, M) sums of z^2, unit-decoder, after diff_job_collect */
     int64_t *fired;                         /* (DIFF_GROUPS, M) tokens */
     float *norm;                            /* (M) |d_f| */
-    float *decoder_cosine, *encoder_cosine; /* (M) to the base SAE */
+    float *decoder_cosine, *encoder_cosine; /* (M) to the base SAE; NaN without one */
     uint8_t *adapted;                       /* (M) after diff_select */
     struct diff_top *top;                   /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
     /* on the device while the job's pass runs */
@@ -57,7 +57,7 @@ struct diff_buffers {
 int diff_buffers_open(struct diff_buffers *b, struct device *dev, int d, int M, int K, struct error *err);
 void diff_buffers_close(struct diff_buffers *b);
 
-/* diff_stream.c. Open compares the tuned dictionary with the base one; attach puts it on the device, rows accumulates
+/* diff_stream.c. Open compares the tuned dictionary with the base one (NULL: with none); attach puts it on the device, rows accumulates
  * (x: (n, d) act_t on the device; group: n bytes on the host; origin: of each row, NULL without top),
  * collect brings the sums home and takes the dictionary off the device. */
 int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, int layer, const struct sae_host *tuned,

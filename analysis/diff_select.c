@@ -45,8 +45,9 @@ double diff_select(struct diff_job *jobs, int n_jobs, enum regime regime, const 
     for (int j = 0; j < n_jobs; j++) total += jobs[j].regime == regime ? (size_t)jobs[j].M : 0;
     double *pooled = memory_take(total + 1, sizeof *pooled);
     for (int j = 0; j < n_jobs; j++)
-        for (int f = 0; jobs[j].regime == regime && f < jobs[j].M; f++) pooled[at++] = (double)jobs[j].decoder_cosine[f];
-    double threshold = percentile_linear(pooled, total, percentile);
+        for (int f = 0; jobs[j].regime == regime && f < jobs[j].M; f++)
+            if (!isnan(jobs[j].decoder_cosine[f])) pooled[at++] = (double)jobs[j].decoder_cosine[f];
+    double threshold = percentile_linear(pooled, at, percentile);
     free(pooled);
     for (int j = 0; j < n_jobs; j++)
         for (int f = 0; jobs[j].regime == regime && f < jobs[j].M; f++)

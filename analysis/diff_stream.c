@@ -103,6 +103,8 @@ int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, 
         for (size_t i = 0; i < d; i++) square += (double)tuned->D[f * d + i] * (double)tuned->D[f * d + i];
         job->norm[f] = (float)sqrt(square);
     }
+    for (size_t f = 0; f < M && !base; f++) job->decoder_cosine[f] = job->encoder_cosine[f] = NAN;
+    if (!base) return 0;
     if (cosines(job->decoder_cosine, dev, tuned->D, base->D, tuned->M, tuned->d, err) ||
         cosines(job->encoder_cosine, dev, tuned->E, base->E, tuned->M, tuned->d, err)) {
         diff_job_close(job);

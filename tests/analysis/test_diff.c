@@ -257,6 +257,13 @@ static void test_adapted(void **state) {
     static const uint8_t expected[2][4] = {{1, 0, 0, 0}, {1, 1, 0, 0}};
     assert_memory_equal(jobs[0].adapted, expected[0], 4);
     assert_memory_equal(jobs[1].adapted, expected[1], 4);
+    /* without a counterpart: no cosine, in no pool, never adapted */
+    jobs[2].decoder_cosine[0] = (float)NAN;
+    jobs[2].regime = REGIME_TEXT;
+    assert_near(diff_select(jobs, 3, REGIME_TEXT, &n, 0.01, 100), (double)0.99f, 1e-9, "threshold", 1);
+    assert_int_equal(jobs[2].adapted[0], 0);
+    assert_int_equal(jobs[2].adapted[1], 1);
+    jobs[2].regime = REGIME_FULL;
     /* eps is a strict bound, the percentile an inclusive one */
     diff_select(jobs, 3, REGIME_TEXT, &n, 0.1, 50);
     assert_int_equal(jobs[0].adapted[0], 0); /* 10 / 100 is not above 0.1 */
