@@ -91,7 +91,7 @@ static inline __attribute__((always_inline)) void exact_columns(lanes sum[SAE_EX
 }
 
 /* R rows and F features; both and `low` are constants where it is called, so every sum is a register. */
-static inline __attribute__((always_inline)) void exact_group(float *out, int width, const float *const *x, const int R, struct sae_weights w, const bool low, const int *feature, const int *ahead, const int F, int d) {
+static inline __attribute__((always_inline)) void exact_group(float *out, int width, const float *const *x, const int R, struct sae_weights w, const bool low, const int *feature, const int F, int d) {
     lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES];
     size_t start[SAE_EXACT_FEATURES];
     int whole = d / LANES * LANES;
@@ -101,11 +101,7 @@ static inline __attribute__((always_inline)) void exact_group(float *out, int wi
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) sum[r][f] = lanes_zero();
     }
-    for (int i = 0; i < whole; i += LANES) {
-        /* a lone row waits for memory: ask for the next features, four rows at addresses nobody can guess */
-        for (int f = 0; ahead && f < F; f++) __builtin_prefetch(low ? (const void *)(w.low + cpu_offset(ahead[f], d) + i) : (const void *)(w.real + cpu_offset(ahead[f], d) + i), 0, 3);
-        exact_columns(sum, x, R, w, low, start, F, i, LANES);
-    }
+    for (int i = 0; i < whole; i += LANES) exact_columns(sum, x, R, w, low, start, F, i, LANES);
     if (whole < d) exact_columns(sum, x, R, w, low, start, F, whole, d - whole);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
@@ -115,12 +111,12 @@ static inline __attribute__((always_inline)) void exact_group(float *out, int wi
 
 static inline __attribute__((always_inline)) void exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const bool low, const int *feature, int features, int d) {
     int f = 0;
-    for (; rows == SAE_EXACT_ROWS && f + SAE_EXACT_FEATURES <= features; f += SAE_EXACT_FEATURES) exact_group(out + f, width, x, SAE_EXACT_ROWS, w, low, feature + f, NULL, SAE_EXACT_FEATURES, d);
+    for (; rows == SAE_EXACT_ROWS && f + SAE_EXACT_FEATURES <= features; f += SAE_EXACT_FEATURES) exact_group(out + f, width, x, SAE_EXACT_ROWS, w, low, feature + f, SAE_EXACT_FEATURES, d);
     for (int r = 0; r < rows; r++) {
         float *to = out + cpu_offset(r, width);
         int g = f;
-        for (; g + SAE_EXACT_FEATURES <= features; g += SAE_EXACT_FEATURES) exact_group(to + g, width, x + r, 1, w, low, feature + g, g + 2 * SAE_EXACT_FEATURES <= features ? feature + g + SAE_EXACT_FEATURES : NULL, SAE_EXACT_FEATURES, d);
-        for (; g < features; g++) exact_group(to + g, width, x + r, 1, w, low, feature + g, NULL, 1, d);
+        for (; g + SAE_EXACT_FEATURES <= features; g += SAE_EXACT_FEATURES) exact_group(to + g, width, x + r, 1, w, low, feature + g, SAE_EXACT_FEATURES, d);
+        for (; g < features; g++) exact_group(to + g, width, x + r, 1, w, low, feature + g, 1, d);
     }
 }
 
