@@ -84,6 +84,10 @@ static void shade(FILE *out, double value, double top, const char *classes) {
 
 static void word(struct report *r, const struct example *e, int t, double top) {
     const char *text = json_string_value(json_array_get(e->pieces, (size_t)t));
+    if (text && *text == ' ') { /* outside: a shaded blank would hang at the end of a line */
+        fputc(' ', r->out);
+        text++;
+    }
     shade(r->out, value_at(e, t), top, t == e->position ? "peak" : "w");
     for (const char *at = text ? text : ""; *at; at++)
         if (*at == '\n')

@@ -8,7 +8,6 @@
 #define MOST_POINTS 20000
 static const char *const row_colors[SUMMARY_ROWS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#5b636e", "#d55e00", "#009e73"};
 static const int row_points[SUMMARY_ROWS] = {7, 5, 9, 11, 6, 4, 8}; /* gnuplot's disc, square, triangles; hollow before tuning */
-static const bool row_drawn[SUMMARY_ROWS] = {true, true, true, true, true, false, false}; /* the rest stands in the table */
 
 /* `$name << EOD` block of x, y for one regime. */
 static int fvu_block(FILE *script, struct report *r, int row, struct error *err) {
@@ -23,10 +22,19 @@ static int fvu_block(FILE *script, struct report *r, int row, struct error *err)
     return 0;
 }
 
+/* Figure 1 shows the regimes, and the untouched base dictionaries unless they are so far off that the rest would be one line; the
+ * base rows of fewer tokens stand in the table. */
+static bool row_drawn(const struct run_summary *s, int row) {
+    double high = 0;
+    if (s->regime[row].layers == 0 || row > SUMMARY_BASE) return false;
+    for (int r = 0; r < REGIME_COUNT; r++) high = s->regime[r].layers ? fmax(high, s->regime[r].fvu.high) : high;
+    return row < SUMMARY_BASE || high == 0 || s->regime[row].fvu.low < 4 * high;
+}
+
 static bool fvu_range(const struct run_summary *s, double *lowest, double *highest) {
     double low = INFINITY, high = 0;
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (row_drawn[row] && s->regime[row].layers) {
+        if (row_drawn(s, row)) {
             low = fmin(low, s->regime[row].fvu.low);
             high = fmax(high, s->regime[row].fvu.high);
         }
@@ -38,10 +46,11 @@ static bool fvu_range(const struct run_summary *s, double *lowest, double *highe
 static int figure_fvu(struct report *r, struct error *err) {
     struct figure f;
     double low, high;
+    char away[160] = "";
     bool logarithmic = fvu_range(&r->summary, &low, &high);
     if (figure_open(&f, r, 900, 430, err)) return -1;
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (row_drawn[row] && r->summary.regime[row].layers && fvu_block(f.script, r, row, err)) {
+        if (row_drawn(&r->summary, row) && fvu_block(f.script, r, row, err)) {
             figure_abort(&f);
             return -1;
         }
@@ -58,19 +67,23 @@ static int figure_fvu(struct report *r, struct error *err) {
         fprintf(f.script, "set yrange [0:*]\nplot ");
     const char *sep = "";
     for (int row = 0; row < SUMMARY_ROWS; row++)
-        if (row_drawn[row] && r->summary.regime[row].layers) {
+        if (row_drawn(&r->summary, row)) {
             fprintf(f.script, "%s$%s using 1:2:xtic(1) with linespoints lc rgb '%s' lw 2.4 pt %d ps 0.7 %s title '%s'", sep,
                     summary_row_name(row), row_colors[row], row_points[row], row == SUMMARY_BASE ? "dt 2" : "", summary_row_title(row));
             sep = ", ";
         }
     fprintf(f.script, "\n");
+    const struct regime_summary *base = &r->summary.regime[SUMMARY_BASE];
+    if (base->layers && !row_drawn(&r->summary, SUMMARY_BASE))
+        snprintf(away, sizeof away, " The base dictionaries, untouched, lie far above the frame, from %.2f to %.2f.", base->fvu.low,
+                 base->fvu.high);
     html_figure_open(r);
     if (figure_close(&f, r, "Line chart: fraction of variance unexplained by layer for each regime", err)) return -1;
     html_figure_close(
         r, "What the dictionaries leave unexplained",
         "Fraction of variance unexplained (FVU) on held-out samples, by layer; lower is better, 1 is no better than the mean vector.%s"
-        " Each regime is measured on the tokens it was trained on: all of them, the image rows alone, or everything but the image rows.",
-        logarithmic ? " The vertical axis is logarithmic." : "");
+        " Each regime is measured on the tokens it was trained on: all of them, the image rows alone, or everything but the image rows.%s",
+        logarithmic ? " The vertical axis is logarithmic." : "", away);
     return 0;
 }
 
@@ -79,10 +92,16 @@ static void spread_cell(FILE *out, const struct spread *s, int digits, double fa
 }
 
 static void table_regimes(struct report *r) {
-    html_table_open(r, "Mean over layers &plusmn; standard deviation over layers, on held-out samples. <i>Before tuning</i>: the base "
-                       "dictionaries on the same tokens. <i>FVU as coded</i> follows the paper's released code, "
-                       "whose variance also counts masked tokens as zero vectors; it flatters regimes that mask many tokens and is shown "
-                       "for comparison only.");
+    char caption[640], own[64] = "";
+    const struct regime_summary *base = &r->summary.regime[SUMMARY_BASE];
+    if (base->layers) snprintf(own, sizeof own, " (there L0 is %.0f on average)", base->l0.mean);
+    snprintf(
+        caption, sizeof caption,
+        "Mean over layers &plusmn; standard deviation over layers, on held-out samples. <i>Before tuning</i>: the base dictionaries, "
+        "with the activation function they came with%s, on the same tokens. <i>FVU as coded</i> follows the paper's released code, whose "
+        "variance also counts masked tokens as zero vectors; it flatters regimes that mask many tokens and is shown for comparison only.",
+        own);
+    html_table_open(r, caption);
     fputs("<thead><tr><th>dictionaries</th><th>FVU</th><th>range over layers</th><th>before tuning</th><th>FVU as "
           "coded</th><th>L0</th><th>dead</th><th>tokens</th></tr></thead><tbody>\n",
           r->out);
@@ -247,7 +266,7 @@ static int figure_scatter(struct report *r, const struct points *p, struct error
                       "Each point is one feature of one layer. To the right: stronger on the vision-language model's tokens. Further down: "
                       "its decoder direction turned further "
                       "away from where the base model had it. Adapted features (orange) lie right of E<sub>v</sub>&nbsp;=&nbsp;%g and "
-                      "below the %g-th percentile of all cosines, %.3f.%s",
+                      "at or below percentile %g of all cosines, %.3f.%s",
                       s->eps, s->percentile, s->cosine_threshold, subset_note(p, note, sizeof note));
     return 0;
 }
