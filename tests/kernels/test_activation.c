@@ -2,6 +2,7 @@
 #include "tests/kernels/op_test.h"
 
 #include "kernels/activation.h"
+#include "kernels/cpu.h"
 #include "kernels/ref_begin.h"
 #include "kernels/activation.h"
 #include "kernels/ref_end.h"
@@ -140,8 +141,29 @@ static void test_convert(void **state) {
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) run_convert(lengths[i], scales[s]);
 }
 
+/* exp_real's promise in cpu.h: every 1,009th float of its range, and the ends. */
+static void test_exp(void **state) {
+    (void)state;
+    double worst = 0;
+    for (uint32_t i = 0; i < 0x42B20000u; i += 1009)
+        for (uint32_t sign = 0; sign < 2; sign++) {
+            uint32_t bits = i | sign << 31;
+            float x;
+            memcpy(&x, &bits, 4);
+            if (x < -87.33f || x > 88.37f) continue;
+            double want = exp((double)x);
+            int exponent;
+            frexp(want, &exponent);
+            worst = fmax(worst, fabs((double)exp_real(x) - want) / ldexp(1, exponent - 24));
+        }
+    printf("  exp_real: at most %.3f units in the last place off\n", worst);
+    assert_true(worst <= 1.1);
+    assert_true(exp_real(-88.0f) == 0 && exp_real(-INFINITY) == 0 && isinf(exp_real(89.0f)) && isinf(exp_real(INFINITY)) &&
+                isnan(exp_real(NAN)));
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_unary), cmocka_unit_test(test_swiglu), cmocka_unit_test(test_add),
-                                       cmocka_unit_test(test_gather), cmocka_unit_test(test_convert)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exp), cmocka_unit_test(test_unary),  cmocka_unit_test(test_swiglu),
+                                       cmocka_unit_test(test_add), cmocka_unit_test(test_gather), cmocka_unit_test(test_convert)};
     return cmocka_run_group_tests_name("activation", tests, NULL, NULL);
 }
