@@ -130,6 +130,9 @@ int figure_close(struct figure *f, struct report *r, const char *description, st
         fail(err, "gnuplot drew no SVG for figure %d of the report; is this gnuplot built with the svg terminal?", r->figures + 1);
         goto cleanup;
     }
+    const char *maker = strstr(svg, "GNUPLOT ");
+    if (maker) snprintf(r->gnuplot, sizeof r->gnuplot, "%.*s", (int)strcspn(maker + 8, "<\n"), maker + 8);
+    for (size_t n = strlen(r->gnuplot); n > 0 && r->gnuplot[n - 1] == ' ';) r->gnuplot[--n] = '\0';
     fputs("<svg role=\"img\" aria-label=\"", r->out);
     html_text(r->out, description);
     fputc('"', r->out);

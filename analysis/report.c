@@ -1,6 +1,7 @@
 /* report.c - report.html: one file that holds everything, written from run.db alone (and never writing to it). */
 #include "analysis/report.h"
 #include "host/file.h"
+#include "host/version.h"
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -159,6 +160,8 @@ static const char *const glossary[][2] = {
 int report_provenance(struct report *r, struct error *err) {
     fputs("<h2 id=\"run\">This run</h2>\n", r->out);
     if (stages_table(r, err) || facts_table(r, err)) return -1;
+    fprintf(r->out, "<p>stagediff %s, SQLite %s, gnuplot %s.</p>\n", STAGEDIFF_VERSION, sqlite3_libversion(),
+            *r->gnuplot ? r->gnuplot : "not needed");
     fputs("<details><summary>Configuration (config.json)</summary><pre>", r->out);
     char *config = r->c->resolved ? json_dumps(r->c->resolved, JSON_INDENT(2)) : NULL;
     html_text(r->out, config);

@@ -10,6 +10,7 @@ struct report {
     struct run_summary summary;
     const char *scratch; /* folder for gnuplot's files, removed afterwards */
     int figures, tables; /* numbered so far */
+    char gnuplot[64];    /* its version, as its figures tell it */
 };
 
 /* report_html.c */

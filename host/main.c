@@ -3,6 +3,7 @@
 #include "host/error.h"
 #include "host/file.h"
 #include "host/options.h"
+#include "host/version.h"
 #include <errno.h>
 #include <omp.h>
 #include <signal.h>
@@ -10,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define VERSION "0.1.0"
+#define VERSION STAGEDIFF_VERSION
 #ifdef STAGEDIFF_BF16
 #define STORAGE "bf16"
 #else
