@@ -21,15 +21,15 @@
 /* What stands before and after the question; `image` is what a picture puts in between, before the question. */
 static const struct template {
     const char *name, *before, *image, *after;
-    const char *before_answer, *after_answer;
+    const char *before_answer;
     bool llama3; /* spells LLaMA-3's special tokens */
 } templates[] = {
     [TEMPLATE_NONE] = {.name = NULL},
     [TEMPLATE_LLAMA_3_1] = {"llama_3_1", "<|begin_of_text|>" HEADER("system") LLAVA_SYSTEM "<|eot_id|>" HEADER("user"), MARK "\n",
-                            "<|eot_id|>" HEADER("assistant"), "", "<|eot_id|>", true},
-    [TEMPLATE_VICUNA_V1] = {"vicuna_v1", VICUNA_SYSTEM " USER: ", MARK "\n", " ASSISTANT:", " ", "</s>", false},
-    [TEMPLATE_PLAIN] = {"plain", "", MARK, "", "", "\n", false},
-    [TEMPLATE_CHAT_LLAMA3] = {"llama3", "<|begin_of_text|>" HEADER("user"), MARK "\n", "<|eot_id|>" HEADER("assistant"), "", "<|eot_id|>", true},
+                            "<|eot_id|>" HEADER("assistant"), "", true},
+    [TEMPLATE_VICUNA_V1] = {"vicuna_v1", VICUNA_SYSTEM " USER: ", MARK "\n", " ASSISTANT:", " ", false},
+    [TEMPLATE_PLAIN] = {"plain", "", MARK, "", "", false},
+    [TEMPLATE_CHAT_LLAMA3] = {"llama3", "<|begin_of_text|>" HEADER("user"), MARK "\n", "<|eot_id|>" HEADER("assistant"), "", true},
 };
 
 /* ---- the text and which of its bytes are of which kind ---- */
@@ -173,18 +173,12 @@ static int push_script(struct builder *b, const struct tokenizer *tok, const str
 /* The answer is tokenised by itself: the tokens before it are those that generate would have seen. */
 static int push_answer(struct builder *b, const struct tokenizer *tok, enum prompt_template t, const struct sample *s, struct error *err)
 {
-    struct script answer = {0}, end = {0};
-    bool in_template = !s->prompt && t != TEMPLATE_NONE;
-    if (in_template)
+    struct script answer = {0};
+    if (!s->prompt && t != TEMPLATE_NONE)
         write(&answer, templates[t].before_answer, KIND_ANSWER);
     write(&answer, s->answer, KIND_ANSWER);
-    if (in_template)
-        write(&end, templates[t].after_answer, KIND_TEMPLATE);
     int rc = answer.bytes ? push_chunk(b, tok, &answer, 0, answer.bytes, err) : 0;
-    if (!rc && end.bytes)
-        rc = push_chunk(b, tok, &end, 0, end.bytes, err);
     free(answer.text);
-    free(end.text);
     return rc;
 }
 

@@ -37,7 +37,7 @@ struct prompt {
     int image_start; /* first image row, -1 without picture */
 };
 /* The text: the line's prompt, else its question in the template, else its caption as VSR's yes-no question in the template.
- * with_answer: the line's answer is appended, tokenised by itself (kind answer), then the template's end-of-turn token.
+ * with_answer: the line's answer is appended, tokenised by itself (kind answer); no end of turn follows.
  * n_image_rows: rows one picture becomes. Rules: docs/cli.md "Data lines"; chunked tokenisation around <image>, one BOS. */
 int prompt_build(struct prompt *p, const struct tokenizer *tok, enum prompt_template t, const struct sample *s, int n_image_rows, bool with_answer, struct error *err);
 void prompt_free(struct prompt *p);

@@ -103,11 +103,11 @@ def write_lines(path, lines):
 LLAVA = ("You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
          "and assist the user with a variety of tasks using natural language.")
 HEAD = "<|start_header_id|>%s<|end_header_id|>\n\n"
-SHAPES = {  # before, after, before the answer, after the answer
-    "llama_3_1": ("<|begin_of_text|>" + HEAD % "system" + LLAVA + "<|eot_id|>" + HEAD % "user", "<|eot_id|>" + HEAD % "assistant", "", "<|eot_id|>"),
-    "llama3": ("<|begin_of_text|>" + HEAD % "user", "<|eot_id|>" + HEAD % "assistant", "", "<|eot_id|>"),
+SHAPES = {  # before, after, before the answer
+    "llama_3_1": ("<|begin_of_text|>" + HEAD % "system" + LLAVA + "<|eot_id|>" + HEAD % "user", "<|eot_id|>" + HEAD % "assistant", ""),
+    "llama3": ("<|begin_of_text|>" + HEAD % "user", "<|eot_id|>" + HEAD % "assistant", ""),
     "vicuna_v1": ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-                  "user's questions. USER: ", " ASSISTANT:", " ", "</s>")}
+                  "user's questions. USER: ", " ASSISTANT:", " ")}
 
 
 def tokens(tok, text, kinds):
@@ -138,10 +138,9 @@ def prompt(tok, line, template, rows):
         a, b = tokens(tok, piece, kinds[at:at + len(piece)])
         ids, out, at = ids + a, out + b, at + len(piece) + 7
     if "answer" in line:
-        lead, end = ("", "") if "prompt" in line else SHAPES[template][2:]
-        for part, kind in ((lead + line["answer"], 4), (end, 2)):
-            a, b = tokens(tok, part, [kind] * len(part))
-            ids, out = ids + a, out + b
+        part = ("" if "prompt" in line else SHAPES[template][2]) + line["answer"]
+        a, b = tokens(tok, part, [4] * len(part))
+        ids, out = ids + a, out + b
     return {"line": line, "template": template, "rows": rows, "ids": ids, "kinds": out}
 
 
