@@ -433,14 +433,19 @@ static int evaluate_group(struct evaluation *e, const int *layers, int n, const 
             goto done;
     if (stream(e, &model, samples, first, count, progress, before, err))
         goto done;
-    for (int l = 0; l < n && !stop_signal; l++)
+    for (int l = 0; l < n && !stop_signal; l++) {
+        char line[256] = "";
         for (int i = 0; i < e->layers[l].n_subjects; i++) {
             struct layer_row row;
             finish_subject(e, &e->layers[l], &e->layers[l].subjects[i], &row);
             if (run_db_layer(db, &row, err))
                 goto done;
-            log_note("layer %d, %s: fvu %.4f (as coded %.4f) over %ld tokens, l0 %.1f, %ld of %ld features dead", row.layer, row.regime, row.fvu, row.fvu_as_coded, row.tokens, row.l0, row.dead_features, row.features);
+            size_t used = strlen(line); /* all of it stands in run.db; here one line a layer, the part that says how well it went */
+            if (strncmp(row.regime, "base_", 5) != 0)
+                snprintf(line + used, sizeof line - used, "%s%s %.4f", used ? ", " : "", row.regime, row.fvu);
         }
+        log_note("layer %2d: fvu %s", layers[l], line);
+    }
     status = 0;
 done:
     for (int l = 0; l < n; l++)

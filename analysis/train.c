@@ -337,9 +337,12 @@ static int train_group(struct job *j, struct error *err)
     }
     if (write_dictionaries(j, err))
         return -1;
-    for (int i = 0; i < j->n_trainees; i++)
-        log_note("layer %d, %s: %ld steps, %ld rows, %d dead features", j->trainees[i].layer, regime_names[j->trainees[i].regime], sae_trainer_steps(j->trainees[i].t), sae_trainer_rows(j->trainees[i].t),
-                 sae_trainer_dead(j->trainees[i].t, j->c->dead_window));
+    long steps = 0, rows = 0;
+    for (int i = 0; i < j->n_trainees; i++) {
+        steps += sae_trainer_steps(j->trainees[i].t);
+        rows += sae_trainer_rows(j->trainees[i].t);
+    }
+    log_note("%d dictionaries trained: %ld steps, %ld rows in all", j->n_trainees, steps, rows);
     close_group(j);
     s->group++;
     s->cursor = s->block = 0;
