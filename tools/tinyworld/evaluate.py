@@ -3,11 +3,13 @@
     VQA: exact match of the generated answer, by topic and for general and spatial questions
     VSR: probability of the first tokens of Yes and No, as in the VSR ablations
     without the image: the same prompts with no image rows; near chance when the text does not give the answer away
+    base: the text-only LLM on the same kinds of questions about scenes in words
 
 usage: evaluate.py WORLD_DIR [LIMIT] [SPLIT]
 """
 import json
 import os
+import random
 import sys
 
 import numpy as np
@@ -34,6 +36,23 @@ def load(world):
         v.copy_(state.pop("model.mm_projector." + k))
     model.llm.load_state_dict(state)
     return code, model.eval()
+
+
+def base(world, code, n=600):
+    """The base LLM, scene in the prompt as words -> {kind: [right, asked]}"""
+    model = Vlm(code.size).eval()
+    model.llm.load_state_dict({k: v.float() for k, v in load_file(os.path.join(world, "base", "model.safetensors")).items()})
+    table = {}
+    for i in range(n):
+        rng = random.Random(f"evaluate base {i}")
+        scene = scenes.sample(rng)
+        q = questions.draw(rng, scene, questions.GENERAL if i % 2 else questions.SPATIAL)
+        prompt = texts.turn("system", texts.TEXT_SYSTEM) + texts.turn("user", texts.scene_text(rng, scene) + "\n" + q.text) + texts.header("assistant")
+        said, _ = answers(code, model, [[code.bos] + code(prompt)], None)
+        c = table.setdefault(q.kind, [0, 0])
+        c[0] += said[0] == q.answer
+        c[1] += 1
+    return table
 
 
 def answers(code, model, prompts, pictures, new=6):
@@ -95,6 +114,9 @@ def main(world, limit=10 ** 9, split="test"):
         for k, (a, n) in sorted(table.items()):
             if with_image or "topic" not in k:
                 print(f"  {k:32s} {100 * a / n:5.1f} %  of {n}")
+    print("base LLM, scenes in words")
+    for k, (a, n) in sorted(base(world, code).items()):
+        print(f"  {k:32s} {100 * a / n:5.1f} %  of {n}")
 
 
 if __name__ == "__main__":

@@ -20,17 +20,19 @@ export OMP_NUM_THREADS=1
 cd "$here"
 [ -e "$work/tok/special_tokens_map.json" ] || "$PYTHON" tokenizer.py "$work/tok"
 [ -e "$out/data/text_test.jsonl" ] || "$PYTHON" data.py "$out/data"
-"$PYTHON" tower.py "$work" "${TOWER_SECONDS:-1200}" >> "$work/tower.log" 2>&1 &
-tower=$!
-"$PYTHON" llm_train.py "$work/tok" "$work" "${LLM_SECONDS:-1500}" >> "$work/llm.log" 2>&1
-wait $tower
-vlm() {
-    RANK=$1 WORLD_SIZE=2 RENDEZVOUS="file://$work/rendezvous" "$PYTHON" vlm_train.py "$work/tok" "$work" "${STAGE1_SECONDS:-300}" "${STAGE2_SECONDS:-3600}" >> "$work/vlm$1.log" 2>&1
+pair() {      # pair NAME SCRIPT ARGUMENTS: two processes that share each step
+    name=$1
+    shift
+    rm -f "$work/rendezvous"
+    for rank in 0 1; do
+        RANK=$rank WORLD_SIZE=2 RENDEZVOUS="file://$work/rendezvous" "$PYTHON" "$@" >> "$work/$name$rank.log" 2>&1 &
+        eval "pid$rank=$!"
+    done
+    wait "$pid0" && wait "$pid1" || { echo "$name failed: see $work/${name}0.log" >&2; exit 1; }
 }
-rm -f "$work/rendezvous"
-vlm 1 &
-vlm 0
-wait
+"$PYTHON" tower.py "$work" "${TOWER_SECONDS:-1150}" >> "$work/tower.log" 2>&1
+pair llm llm_train.py "$work/tok" "$work" "${LLM_SECONDS:-1800}"
+pair vlm vlm_train.py "$work/tok" "$work" "${STAGE1_SECONDS:-110}" "${STAGE2_SECONDS:-2400}"
 "$PYTHON" export.py "$work/tok" "$work" "$out"
 "$PYTHON" check.py "$out" "$work/hf"
 "$PYTHON" evaluate.py "$out" | tee "$work/accuracy.txt"

@@ -50,9 +50,9 @@ def pick_relation(rng, scene, depth=0.35):
     return None
 
 
-def relation(rng, scene):
+def relation(rng, scene, depth=0.35):
     """Is A left of B?"""
-    found = pick_relation(rng, scene)
+    found = pick_relation(rng, scene, depth)
     if not found:
         return None
     a, b, r = found
@@ -62,9 +62,9 @@ def relation(rng, scene):
     return Q(text.format(a=a.name, b=b.name, r=said), "yes" if yes else "no", "spatial", "yes/no", r)
 
 
-def choice(rng, scene):
+def choice(rng, scene, depth=0.35):
     """Is A left or right of B?"""
-    found = pick_relation(rng, scene)
+    found = pick_relation(rng, scene, depth)
     if not found:
         return None
     a, b, r = found
@@ -76,9 +76,9 @@ def choice(rng, scene):
     return Q(text.format(a=a.name, b=b.name, r=words, s=short), answer, "spatial", "other", "choice " + r)
 
 
-def statement(rng, scene):
+def statement(rng, scene, depth=0.35):
     """One VSR item: (caption, label, relation)."""
-    found = pick_relation(rng, scene)
+    found = pick_relation(rng, scene, depth)
     if not found:
         return None
     a, b, r = found
@@ -87,9 +87,21 @@ def statement(rng, scene):
     return f"The {a.name} is {VSR_NAME[r]} the {b.name}.", int(label), VSR_NAME[r]
 
 
-def vsr(rng, scene):
-    s = statement(rng, scene)
+def vsr(rng, scene, depth=0.35):
+    s = statement(rng, scene, depth)
     return s and Q(VSR_PROMPT.format(caption=s[0]), "Yes" if s[1] else "No", "spatial", "yes/no", "vsr")
+
+
+def topmost(rng, scene):
+    """Which one is in front? The easiest question about depth: the answer is read off the thing itself."""
+    front = rng.random() < 0.5
+    text = rng.choice(("Which object is {p}?", "What is {p}?")).format(p="in front" if front else "behind")
+    return Q(text, scene.pair[0 if front else 1].name, "spatial", "other", "topmost")
+
+
+def overlap(rng, scene, i):
+    """Question i (0, 1, 2) about who is in front; only for training, where it would otherwise be rare."""
+    return topmost(rng, scene) if i == 0 else (choice if i == 1 else rng.choice((choice, relation, vsr)))(rng, scene, 1.0)
 
 
 def _between(x, a, b):
@@ -216,7 +228,8 @@ def with_article(name):
 def caption(rng, scene, ordered=True):
     """A description of stage 1 (any order) and of "Describe this image." (top to bottom): everything with its row and column."""
     things = sorted(scene.things, key=lambda t: (t.row, t.column)) if ordered else rng.sample(scene.things, len(scene.things))
-    return "Scene:" + "".join(f" {t.name} {WORD[t.row]} {WORD[t.column]}." for t in things)
+    front = f" The {scene.pair[0].name} is in front of the {scene.pair[1].name}." if scene.pair else ""
+    return "Scene:" + "".join(f" {t.name} {WORD[t.row]} {WORD[t.column]}." for t in things) + front
 
 
 def arrangement(rng, scene, prompt):

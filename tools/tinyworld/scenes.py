@@ -68,15 +68,15 @@ def mask(t):
     return distance(t.shape, t.r, _grid[1] - t.x, _grid[0] - t.y) < 0
 
 
-def sample(rng, count=None):
-    """One random scene. The first try may fail to place everything; then another is drawn."""
+def sample(rng, count=None, overlap=0.35):
+    """One random scene; overlap: chance of a pair. The first try may fail to place everything; then another is drawn."""
     while True:
-        scene = _try(rng, count or rng.choice((2, 2, 3, 3, 4)))
+        scene = _try(rng, count or rng.choice((2, 2, 3, 3, 4)), overlap)
         if scene:
             return scene
 
 
-def _try(rng, n):
+def _try(rng, n, overlap):
     side = rng.choice((64, 64, 64, 72, 80, 96, 56))
     short = side if rng.random() < 0.6 else int(side * rng.uniform(0.75, 0.95))
     width, height = (side, short) if rng.random() < 0.5 else (short, side)
@@ -85,7 +85,7 @@ def _try(rng, n):
     radii = {2: (8, 12), 3: (7, 11), 4: (6, 9)}[n]
     things = []
     line = rng.random() < 0.25 and n >= 3          # three in a line, for "between"
-    overlap = rng.random() < 0.35
+    overlap = rng.random() < overlap
     for i, (c, s) in enumerate(kinds):
         for _ in range(40):
             r = rng.uniform(*radii)

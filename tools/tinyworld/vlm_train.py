@@ -60,13 +60,14 @@ def image_prefix(code):
 
 
 def image_sample(rng, code, things, early):
-    scene = scenes.sample(rng, things)
+    scene = scenes.sample(rng, things, 0.5)
     ask = lambda text, answer, w=1.0: code.branch(f"\n{text}{texts.EOT}{texts.header('assistant')}", answer, w)
     first = (questions.lookup,) * 2 + (questions.choice,) * 2 + (questions.relation, questions.half, questions.colour, questions.shape)
-    later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.relation, questions.vsr, questions.vsr)
+    later = questions.GENERAL + questions.SPATIAL + (questions.lookup, questions.vsr, questions.vsr) + (
+        questions.extreme, questions.between, questions.half, questions.count, questions.count_some, questions.count_some)
     branches = []
-    for _ in range(QUESTIONS):
-        q = questions.draw(rng, scene, first if early else later)
+    for i in range(QUESTIONS):             # who is in front is the hardest to learn: three of nine where things overlap
+        q = questions.overlap(rng, scene, i) if scene.pair and i < 3 and not early else questions.draw(rng, scene, first if early else later)
         branches.append(ask(q.text, q.answer) + (q.topic,))
     k = rng.random()
     if early or k < 0.25:
