@@ -106,6 +106,7 @@ static void test_attention(void **state) {
         {"one kv head", {{9, 70}}, 1, 71, 1, 64, true, 1},
         {"small", {{20, 90}}, 1, 2, 1, 32, true, 1e-3},
         {"peaked", {{20, 90}}, 1, 2, 1, 32, true, 10},
+        {"one hot", {{20, 90}}, 1, 2, 1, 32, true, 1e3},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         run(&rows[i], -1);
