@@ -6,8 +6,9 @@
 #include <string.h>
 
 #define MOST_POINTS 20000
-static const char *const row_colors[SUMMARY_ROWS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#5b636e", "#d55e00", "#009e73"};
-static const int row_points[SUMMARY_ROWS] = {7, 5, 9, 11, 6, 4, 8}; /* gnuplot's disc, square, triangles; hollow before tuning */
+static const char *const row_colors[SUMMARY_ROWS] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                                     "#5b636e", "#d55e00", "#009e73", "#5b636e"};
+static const int row_points[SUMMARY_ROWS] = {7, 5, 9, 11, 6, 4, 8, 6}; /* gnuplot's disc, square, triangles; hollow before tuning */
 
 /* `$name << EOD` block of x, y for one regime. */
 static int fvu_block(FILE *script, struct report *r, int row, struct error *err) {
@@ -92,13 +93,16 @@ static void spread_cell(FILE *out, const struct spread *s, int digits, double fa
 }
 
 static void table_regimes(struct report *r) {
-    char caption[640], own[64] = "";
-    const struct regime_summary *base = &r->summary.regime[SUMMARY_BASE];
-    if (base->layers) snprintf(own, sizeof own, " (there L0 is %.0f on average)", base->l0.mean);
+    char caption[800], own[128] = "";
+    const struct regime_summary *native = &r->summary.regime[SUMMARY_BASE_NATIVE];
+    if (native->layers)
+        snprintf(own, sizeof own, " (with the activation function they came with: FVU %.3f on all tokens at L0 %.0f)", native->fvu.mean,
+                 native->l0.mean);
     snprintf(
         caption, sizeof caption,
-        "Mean over layers &plusmn; standard deviation over layers, on held-out samples. <i>Before tuning</i>: the base dictionaries, "
-        "with the activation function they came with%s, on the same tokens. <i>FVU as coded</i> follows the paper's released code, whose "
+        "Mean over layers &plusmn; standard deviation over layers, on held-out samples. <i>Before tuning</i>: the base dictionaries as "
+        "training "
+        "starts from them, TopK with the same k, on the same tokens%s. <i>FVU as coded</i> follows the paper's released code, whose "
         "variance also counts masked tokens as zero vectors; it flatters regimes that mask many tokens and is shown for comparison only.",
         own);
     html_table_open(r, caption);
@@ -130,7 +134,8 @@ static int table_layers(struct report *r, struct error *err) {
             "SELECT layer, max(fvu) FILTER (WHERE regime='full'), max(fvu) FILTER (WHERE regime='image'), max(fvu) FILTER (WHERE "
             "regime='text'),"
             " max(fvu) FILTER (WHERE regime='random'), max(fvu) FILTER (WHERE regime='base'), max(fvu) FILTER (WHERE regime='base_image'),"
-            " max(fvu) FILTER (WHERE regime='base_text') FROM layers GROUP BY layer ORDER BY layer",
+            " max(fvu) FILTER (WHERE regime='base_text'), max(fvu) FILTER (WHERE regime='base_native') FROM layers GROUP BY layer ORDER BY "
+            "layer",
             ""))
         return -1;
     fputs("<details><summary>FVU of every layer</summary>\n", r->out);

@@ -84,6 +84,7 @@ int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, st
  * change), and the hashes of the stages before it. */
 enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_REPORT, RUN_STAGES };
 extern const char *const run_stage_names[RUN_STAGES];
+void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);
 bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage);
 int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err);

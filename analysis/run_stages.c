@@ -33,7 +33,9 @@ static void mix_stat(uint64_t *h, const char *path) {
     mix(h, facts, sizeof facts);
 }
 
-/* A file by size and time of change; a folder by those of its entries, in any order, one level down as well. */
+enum { PATH_DEPTH = 4 }; /* saes/L3R-8x/checkpoints/final.safetensors */
+
+/* A file by size and time of change; a folder by those of its entries, in any order, and so on downwards. */
 static void mix_path(uint64_t *h, const char *path, int depth) {
     uint64_t sum = 0;
     if (!path) return;
@@ -53,6 +55,12 @@ static void mix_path(uint64_t *h, const char *path, int depth) {
     mix(h, &sum, sizeof sum);
 }
 
+void run_inputs_hash(char hash[17], const char *const *paths, size_t n) {
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++) mix_path(&h, paths[i], PATH_DEPTH);
+    snprintf(hash, 17, "%016llx", (unsigned long long)h);
+}
+
 /* Settings that change how a stage runs but not what it finds. */
 static json_t *findings_settings(const struct run_config *c, const char *section) {
     static const char *const idle[] = {"checkpoint_seconds", "log_every", "layers_at_once"};
@@ -66,7 +74,7 @@ void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_in
     const char *const paths[] = {c->base, c->model, c->saes, c->train_data, c->validation_data};
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < sizeof common / sizeof *common; i++) mix_json(&h, json_object_get(c->resolved, common[i]));
-    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) mix_path(&h, paths[i], 2);
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) mix_path(&h, paths[i], PATH_DEPTH);
     for (int s = 0; s <= (int)stage; s++) {
         json_t *settings = findings_settings(c, run_stage_names[s]);
         mix(&h, &stage_version[s], sizeof stage_version[s]);

@@ -7,13 +7,13 @@
 #include <string.h>
 
 const char *summary_row_name(int row) {
-    static const char *const base[] = {"base", "base_image", "base_text"};
+    static const char *const base[] = {"base", "base_image", "base_text", "base_native"};
     return row < REGIME_COUNT ? regime_names[row] : base[row - REGIME_COUNT];
 }
 
 const char *summary_row_title(int row) {
     static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only",           "text-only",     "random start",
-                                                     "base SAE",      "base SAE, image rows", "base SAE, text"};
+                                                     "base SAE",      "base SAE, image rows", "base SAE, text", "base SAE, own activation"};
     return titles[row];
 }
 

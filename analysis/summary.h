@@ -3,8 +3,9 @@
 #define ANALYSIS_SUMMARY_H
 #include "analysis/run.h"
 #include <stdio.h>
-/* The base dictionaries, untouched, over all tokens, the image rows alone, everything but the image rows. */
-enum { SUMMARY_BASE = REGIME_COUNT, SUMMARY_BASE_IMAGE, SUMMARY_BASE_TEXT, SUMMARY_ROWS, SUMMARY_SENTENCES = 6 };
+/* The base dictionaries as training starts from them (TopK), over all tokens, the image rows alone, everything but the image rows;
+ * and with the activation function they came with, over all tokens. */
+enum { SUMMARY_BASE = REGIME_COUNT, SUMMARY_BASE_IMAGE, SUMMARY_BASE_TEXT, SUMMARY_BASE_NATIVE, SUMMARY_ROWS, SUMMARY_SENTENCES = 6 };
 
 struct spread { /* over layers; sd with n - 1, 0 for one layer */
     double mean, sd, low, high;

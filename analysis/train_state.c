@@ -17,7 +17,7 @@ char *train_state_path(const struct run_config *c, const char *name)
     return path;
 }
 
-/* What must be the same for a state to go on: all that changes the numbers. */
+/* What must be the same for a state to go on: all that changes the numbers, input files (size, time of change) included. */
 static json_t *identity(const struct run_config *c)
 {
     static const char *const top[] = {"out", "base", "diff", "report"}, *const train[] = {"log_every", "checkpoint_seconds", "dead_window", "layers_at_once"};
@@ -27,6 +27,9 @@ static json_t *identity(const struct run_config *c)
     for (size_t i = 0; i < sizeof train / sizeof *train; i++)
         json_object_del(json_object_get(o, "train"), train[i]);
     json_object_del(json_object_get(o, "data"), "validation");
+    char hash[17];
+    run_inputs_hash(hash, (const char *const[]){c->model, c->saes, c->train_data}, 3);
+    json_object_set_new(o, "input_files", json_string(hash));
     return o;
 }
 
@@ -76,7 +79,7 @@ int train_state_load(struct train_state *s, const struct run_config *c, struct e
     }
     bool same = json_equal(json_object_get(o, "settings"), mine);
     if (!same && !json_is_true(json_object_get(o, "done")))
-        status = fail(err, "%s: holds an unfinished training with other settings; finish it, delete the folder %s/state, or choose another \"out\"", path, c->out);
+        status = fail(err, "%s: holds an unfinished training with other settings or input files; finish it, delete the folder %s/state, or choose another \"out\"", path, c->out);
     else if (same)
         status = read_state(s, o, path, err);
 done:

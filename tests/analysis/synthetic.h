@@ -80,9 +80,9 @@ static inline int synthetic_sample(sqlite3 *db, long sample, uint8_t *kinds, str
 }
 
 static inline int synthetic_metrics(sqlite3 *db, const struct synthetic *s, struct error *err) {
-    static const char *const regimes[] = {"full", "image", "text", "random", "base"};
-    static const double level[] = {0.16, 0.21, 0.07, 0.30, 0.62};
-    for (int r = 0; r < 5; r++)
+    static const char *const regimes[] = {"full", "image", "text", "random", "base", "base_text", "base_native"};
+    static const double level[] = {0.16, 0.21, 0.07, 0.30, 0.62, 0.55, 0.9};
+    for (int r = 0; r < 7; r++)
         for (int l = 0; l < s->layers; l++) {
             double fvu = level[r] * (0.7 + 0.6 * l / s->layers + 0.05 * synthetic_normal());
             struct layer_row row = {l,           regimes[r], 40000 + 1000 * r, fvu, r == 2 ? fvu / 3 : fvu * 0.97, 16 - r * 0.4,

@@ -118,6 +118,15 @@ static void test_hash(void **state) {
     fputs("{}\n", f), fclose(f);
     run_stage_hash(after, &c, RUN_DIFF);
     assert_string_not_equal(before, after);
+    /* a file deep in a folder of dictionaries */
+    mkdir("build/test-run-db/deep", 0777), mkdir("build/test-run-db/deep/L0R-8x", 0777),
+        mkdir("build/test-run-db/deep/L0R-8x/checkpoints", 0777);
+    const char *const deep[] = {"build/test-run-db/deep", NULL};
+    run_inputs_hash(before, deep, 2);
+    f = fopen("build/test-run-db/deep/L0R-8x/checkpoints/final.safetensors", "w");
+    fputs("x", f), fclose(f);
+    run_inputs_hash(after, deep, 2);
+    assert_string_not_equal(before, after);
 }
 
 static void test_bad_files(void **state) {
