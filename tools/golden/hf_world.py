@@ -21,7 +21,7 @@ def conversation(question, image, answer=None):
     header = lambda role: f"<|start_header_id|>{role}<|end_header_id|>\n\n"
     user = ("<image>\n" if image else "") + question
     text = "<|begin_of_text|>" + header("system") + SYSTEM + "<|eot_id|>" + header("user") + user + "<|eot_id|>" + header("assistant")
-    return text + (answer + "<|eot_id|>" if answer is not None else "")
+    return text + (answer or "")
 
 
 class World:
