@@ -3,6 +3,7 @@
 # fail, a line for each, and last `N passed, N failed` over all cases. Logs stay beside the programs as PROGRAM.log.
 limit=${TEST_SECONDS:-300}
 jobs=${TEST_JOBS:-2}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # waiting threads that spin starve each other on a busy machine
 one() {
     local start=$SECONDS
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} timeout -k 5 "$1" "$2" >"$2.log" 2>&1 </dev/null
