@@ -455,10 +455,7 @@ static void prepare_rows(const struct encode *e, int from, int16_t *temporary) {
     if (e->redo) return;
     sae_screen_rows(e->x_tiles + (size_t)from * columns, rounded, row_of_x(e, from), rows, e->d, temporary);
     const float rounding_of_sums = (float)(e->d / 8 + 64) * 0x1p-23f; /* of the exact product, the bias and the interval itself */
-    for (int r = 0; r < rows; r++) {
-        e->row[from + r] = (struct row){rounded[r].unscale, rounded[r].norm + rounded[r].rounding, rounded[r].rounding + rounding_of_sums * rounded[r].norm};
-        if (!(rounded[r].norm < HUGE_VALF)) e->count[from + r] = -1; /* list 0 "overflowed" */
-    }
+    for (int r = 0; r < rows; r++) e->row[from + r] = (struct row){rounded[r].unscale, rounded[r].norm + rounded[r].rounding, rounded[r].rounding + rounding_of_sums * rounded[r].norm};
 }
 
 /* All features against the rows [0, rows) of the chunk or of the redo list. */

@@ -8,25 +8,35 @@
 #include "kernels/sae_ops.h"
 #include "kernels/ref_end.h"
 
-enum kind { INTEGERS, FEW_INTEGERS, ALL_EQUAL, NEGATIVE, ASCENDING, DESCENDING, NAN_ROWS, NAN_FEATURE, INFINITE, SIGNED_ZERO };
-static const char *kind_name[] = {"integers", "ties", "all equal", "all negative", "ascending", "descending", "NaN rows", "NaN features", "infinite bias", "zeros of both signs"};
+enum kind { INTEGERS, FEW_INTEGERS, ALL_EQUAL, NEGATIVE, ASCENDING, DESCENDING, NAN_ROWS, NAN_FEATURE, INFINITE, SIGNED_ZERO, OVERFLOW, NEAR };
+static const char *kind_name[] = {"integers", "ties", "all equal", "all negative", "ascending", "descending", "NaN rows", "NaN features", "infinite bias", "zeros of both signs", "huge features", "near ties"};
 
 /* the slices of a case that both ops share */
 struct inputs {
     struct op_buffer *x, *E, *E_low, *b_e;
 };
 
-static struct inputs integer_inputs(struct op_test *t, enum kind kind, int N, int d, int M) {
+/* NEAR: features that are nearly one, told apart only by exact products: any coarser screen misorders them. */
+static struct inputs integer_inputs(struct op_test *t, enum kind kind, int N, int d, int M, bool low) {
     size_t nx = (size_t)N * (size_t)d, ne = (size_t)M * (size_t)d;
     double *x = op_ref(t, nx), *E = op_ref(t, ne), *b = op_ref(t, (size_t)M);
     int range = kind == FEW_INTEGERS ? 1 : 4;
     bool flat = kind == ALL_EQUAL || kind == ASCENDING || kind == DESCENDING || kind == SIGNED_ZERO;
     for (size_t i = 0; i < nx; i++) x[i] = flat ? 0 : op_below(t, 2 * range + 1) - range;
     for (size_t i = 0; i < ne; i++) E[i] = op_below(t, 2 * range + 1) - range;
+    if (kind == OVERFLOW) { /* weights that no 16-bit screen can hold, rows of zeros that hide them */
+        for (size_t i = 0; i < ne; i++) E[i] = i / (size_t)d % 3 == 0 ? ldexp(E[i], 70) : E[i];
+        for (size_t i = 0; i < nx; i++) x[i] = i / (size_t)d % 2 ? x[i] : 0;
+        for (int f = 0; f < M; f++) b[f] = op_below(t, 200);
+    }
+    if (kind == NEAR) {
+        for (size_t i = 0; i < nx; i++) x[i] = op_below(t, 129) - 64;
+        for (size_t i = 0; i < ne; i++) E[i] = (i < (size_t)d ? op_below(t, low ? 250 : 4000) : E[i % (size_t)d]) + (i < (size_t)d || i % (size_t)d > 2 ? 0 : op_below(t, 5) - 2);
+    }
     for (int f = 0; f < M; f++) {
         b[f] = kind == ASCENDING ? f : kind == DESCENDING ? -f : kind == NEGATIVE ? -16 * d - op_below(t, 5) : kind == SIGNED_ZERO ? (op_below(t, 2) ? 0.0 : -0.0) : 0;
         if (kind == INFINITE && op_below(t, 8) == 0) b[f] = op_below(t, 2) ? (double)INFINITY : -(double)INFINITY;
-        if (kind == NAN_FEATURE && op_below(t, 8) == 0) b[f] = (double)NAN;
+        if (kind == NAN_FEATURE && op_below(t, 8) == 0) b[f] = op_below(t, 2) ? (double)NAN : -(double)NAN;
     }
     if (kind == NAN_ROWS)
         for (int n = 0; n < N; n += 2) x[(size_t)n * (size_t)d] = (double)NAN;
@@ -40,10 +50,10 @@ struct shape {
 static void check_choice(enum kind kind, struct shape s, bool low, bool scaled) {
     struct op_test t;
     op_begin(&t, "sae_encode_topk %s N=%d d=%d M=%d K=%d%s%s", kind_name[kind], s.N, s.d, s.M, s.K, low ? " bf16" : "", scaled ? " scaled" : "");
-    struct inputs in = integer_inputs(&t, kind, s.N, s.d, s.M);
+    struct inputs in = integer_inputs(&t, kind, s.N, s.d, s.M, low);
     size_t slots = (size_t)s.N * (size_t)s.K;
     double *powers = op_ref(&t, (size_t)s.M); /* exact scales */
-    for (int f = 0; f < s.M; f++) powers[f] = ldexp(1, op_below(&t, 4) - 2);
+    for (int f = 0; f < s.M; f++) powers[f] = ldexp(op_below(&t, 8) ? 1 : -1, op_below(&t, 4) - 2);
     struct op_buffer *scale = op_given(&t, OP_REAL, (size_t)s.M, powers);
     struct op_buffer *indices = op_output(&t, OP_INT, slots), *values = op_output(&t, OP_REAL, slots);
     struct op_buffer *scratch = op_output(&t, OP_BYTES, sae_encode_scratch(s.N, s.d, s.M, s.K));
@@ -62,7 +72,7 @@ static void test_choice(void **state) {
     (void)state;
     static const struct shape shapes[] = {{1, 1, 1, 1}, {1, 8, 5, 5}, {2, 3, 33, 1}, {3, 16, 100, 7}, {29, 40, 257, 32}, {15, 8, 513, 513}, {16, 24, 1000, 200}, {17, 33, 90, 20}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int kind = INTEGERS; kind <= SIGNED_ZERO; kind++) {
+        for (int kind = INTEGERS; kind <= NEAR; kind++) {
             bool low = (kind + (int)i) % 2 == 0; /* neighbours in the table take the other type */
             check_choice((enum kind)kind, shapes[i], low, kind % 3 == 0);
         }
@@ -71,6 +81,8 @@ static void test_choice(void **state) {
     check_choice(ASCENDING, (struct shape){3, 8, 9000, 50}, false, false);      /* each bound is beaten by all that follow */
     check_choice(FEW_INTEGERS, (struct shape){2, 8, 9000, 50}, true, false);
     check_choice(INTEGERS, (struct shape){30, 8, 9000, 50}, false, false);
+    check_choice(NEAR, (struct shape){40, 16, 3000, 20}, false, true); /* more near ties than a list holds */
+    check_choice(NEAR, (struct shape){40, 16, 700, 20}, true, false);
 }
 
 /* Random values: each listed value against the double product, and nothing unlisted clearly above what is listed. */
@@ -145,9 +157,14 @@ static void test_f32_selection(void **state) {
 static void check_jumprelu(enum kind kind, struct shape s, bool low) {
     struct op_test t;
     op_begin(&t, "sae_encode_jumprelu %s N=%d d=%d M=%d K=%d%s", kind_name[kind], s.N, s.d, s.M, s.K, low ? " bf16" : "");
-    struct inputs in = integer_inputs(&t, kind, s.N, s.d, s.M);
+    struct inputs in = integer_inputs(&t, kind, s.N, s.d, s.M, low);
     double *bounds = op_ref(&t, (size_t)s.M);
     for (int f = 0; f < s.M; f++) bounds[f] = op_below(&t, 9) - 2; /* integers: equality must not fire */
+    if (kind == NEAR) /* where the first row lies */
+        for (int f = 0; f < s.M; f++) {
+            bounds[f] = op_below(&t, 3) - 1;
+            for (int i = 0; i < s.d; i++) bounds[f] += in.x->real[i] * in.E->real[f * s.d + i];
+        }
     struct op_buffer *threshold = op_given(&t, OP_REAL, (size_t)s.M, bounds);
     size_t slots = (size_t)s.N * (size_t)s.K;
     struct op_buffer *indices = op_output(&t, OP_INT, slots), *values = op_output(&t, OP_REAL, slots), *counts = op_output(&t, OP_INT, (size_t)s.N);
@@ -168,7 +185,7 @@ static void test_jumprelu(void **state) {
     (void)state;
     static const struct shape shapes[] = {{1, 1, 1, 1}, {3, 16, 100, 7}, {29, 40, 257, 300}, {20, 8, 513, 40}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int kind = INTEGERS; kind <= SIGNED_ZERO; kind++) check_jumprelu((enum kind)kind, shapes[i], i % 2 == 0);
+        for (int kind = INTEGERS; kind <= NEAR; kind++) check_jumprelu((enum kind)kind, shapes[i], i % 2 == 0);
     check_jumprelu(INTEGERS, (struct shape){1050, 8, 70, 3}, true);
 }
 
