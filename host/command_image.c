@@ -15,12 +15,10 @@ static struct option options[] = {
     {.name = NULL},
 };
 
-static int add_picture(struct safetensors_writer *w, const struct preprocess *p, const char *path, int index, struct error *err)
-{
+static int add_picture(struct safetensors_writer *w, const struct preprocess *p, const char *path, int index, struct error *err) {
     struct image image;
     char name[48];
-    if (image_open(&image, path, err))
-        return -1;
+    if (image_open(&image, path, err)) return -1;
     size_t n = (size_t)p->crop * (size_t)p->crop * 3;
     float *values = memory_take(n, sizeof *values);
     int rc = preprocess_image(p, &image, values, err);
@@ -34,16 +32,13 @@ static int add_picture(struct safetensors_writer *w, const struct preprocess *p,
     return 0;
 }
 
-static int run(const struct command *self, struct error *err)
-{
+static int run(const struct command *self, struct error *err) {
     const struct option *images = option(self, "--image");
     struct preprocess p;
     struct safetensors_writer *w;
     struct progress progress;
-    if (preprocess_open_model(&p, option(self, "--model")->text, option(self, "--vision-tower")->text, err))
-        return -1;
-    if (safetensors_writer_open(&w, option(self, "--out")->text, err))
-        return -1;
+    if (preprocess_open_model(&p, option(self, "--model")->text, option(self, "--vision-tower")->text, err)) return -1;
+    if (safetensors_writer_open(&w, option(self, "--out")->text, err)) return -1;
     progress_start(&progress, "preprocess", "pictures", images->n_list);
     for (int i = 0; i < images->n_list; i++) {
         if (add_picture(w, &p, images->list[i], i, err)) {
@@ -60,7 +55,8 @@ struct command command_preprocess = {
     .name = "preprocess",
     .summary = "pictures to the pixel values of a model's vision tower",
     .description = "Follows the checkpoint: its image settings (size, crop, mean, std) and, for LLaVA's own layout, image_aspect_ratio.\n"
-                   "The result equals Pillow's and transformers' slow CLIPImageProcessor bit for bit; tensors pixel_values/0, /1, ... (3, H, W) F32.\n\n"
+                   "The result equals Pillow's and transformers' slow CLIPImageProcessor bit for bit; tensors pixel_values/0, /1, ... (3, "
+                   "H, W) F32.\n\n"
                    "  stagediff preprocess --model llava --image cat.jpg --image dog.png --out pixels.safetensors",
     .options = options,
     .run = run,

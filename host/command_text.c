@@ -18,31 +18,26 @@ static struct option tokenize_options[] = {
     {.name = NULL},
 };
 
-static json_t *id_list(const struct token_list *tokens)
-{
+static json_t *id_list(const struct token_list *tokens) {
     json_t *ids = json_array();
-    for (size_t i = 0; i < tokens->count; i++)
-        json_array_append_new(ids, json_integer(tokens->ids[i]));
+    for (size_t i = 0; i < tokens->count; i++) json_array_append_new(ids, json_integer(tokens->ids[i]));
     return ids;
 }
 
-static void write_json(FILE *out, json_t *value)
-{
+static void write_json(FILE *out, json_t *value) {
     json_dumpf(value, out, JSON_COMPACT);
     fputc('\n', out);
     json_decref(value);
 }
 
-static int tokenize_text(const struct tokenizer *tok, const char *text, bool special, FILE *out, struct error *err)
-{
+static int tokenize_text(const struct tokenizer *tok, const char *text, bool special, FILE *out, struct error *err) {
     struct token_list tokens = {0};
     int rc = tokenizer_encode(tok, text, strlen(text), special, &tokens, err);
     if (rc) {
         error_context(err, "--text");
     } else {
         json_t *pieces = json_array(), *object = json_object();
-        for (size_t i = 0; i < tokens.count; i++)
-            json_array_append_new(pieces, json_string(tokenizer_piece(tok, tokens.ids[i])));
+        for (size_t i = 0; i < tokens.count; i++) json_array_append_new(pieces, json_string(tokenizer_piece(tok, tokens.ids[i])));
         json_object_set_new(object, "ids", id_list(&tokens));
         json_object_set_new(object, "pieces", pieces);
         write_json(out, object);
@@ -51,13 +46,11 @@ static int tokenize_text(const struct tokenizer *tok, const char *text, bool spe
     return rc;
 }
 
-static int tokenize_lines(const struct tokenizer *tok, const char *path, bool special, FILE *out, struct error *err)
-{
+static int tokenize_lines(const struct tokenizer *tok, const char *path, bool special, FILE *out, struct error *err) {
     struct jsonl lines;
     struct token_list tokens = {0};
     json_t *line = NULL;
-    if (jsonl_open(&lines, path, err))
-        return -1;
+    if (jsonl_open(&lines, path, err)) return -1;
     int rc;
     while ((rc = jsonl_next(&lines, &line, JSON_ALLOW_NUL, err)) == 1) {
         const json_t *text = json_object_get(line, "text");
@@ -67,8 +60,7 @@ static int tokenize_lines(const struct tokenizer *tok, const char *path, bool sp
         else if (tokenizer_encode(tok, json_string_value(text), json_string_length(text), special, &tokens, err))
             rc = error_context(err, "%s:%ld", path, lines.line);
         json_decref(line);
-        if (rc < 0)
-            break;
+        if (rc < 0) break;
         json_t *object = json_object();
         json_object_set_new(object, "ids", id_list(&tokens));
         write_json(out, object);
@@ -78,23 +70,18 @@ static int tokenize_lines(const struct tokenizer *tok, const char *path, bool sp
     return rc;
 }
 
-static int run_tokenize(const struct command *self, struct error *err)
-{
+static int run_tokenize(const struct command *self, struct error *err) {
     const char *text = option(self, "--text")->text, *in = option(self, "--in")->text, *out = option(self, "--out")->text;
     bool special = !option(self, "--no-special")->given;
     struct tokenizer *tok = NULL;
     struct file_writer file = {0};
     int rc = -1;
-    if (!text == !in)
-        return fail(err, "tokenize: give either --text STR or --in FILE.jsonl%s", text ? ", not both" : "");
-    if (tokenizer_open(&tok, option(self, "--model")->text, err))
-        return -1;
-    if (out && file_writer_open(&file, out, err))
-        goto cleanup;
+    if (!text == !in) return fail(err, "tokenize: give either --text STR or --in FILE.jsonl%s", text ? ", not both" : "");
+    if (tokenizer_open(&tok, option(self, "--model")->text, err)) return -1;
+    if (out && file_writer_open(&file, out, err)) goto cleanup;
     FILE *stream = out ? file.stream : stdout;
     rc = text ? tokenize_text(tok, text, special, stream, err) : tokenize_lines(tok, in, special, stream, err);
-    if (!rc && out)
-        rc = file_writer_commit(&file, err);
+    if (!rc && out) rc = file_writer_commit(&file, err);
 cleanup:
     file_writer_abort(&file);
     tokenizer_close(tok);
@@ -104,13 +91,14 @@ cleanup:
 struct command command_tokenize = {
     .name = "tokenize",
     .summary = "text to token ids",
-    .description = "Needs tokenizer.json alone, no weights. Special tokens spelled in the text are recognised.\n\n"
-                   "  stagediff tokenize --model llama --text 'Where is the red cube?'\n"
-                   "      {\"ids\":[...],\"pieces\":[...]}; pieces are vocabulary strings (a blank is spelled as one of the tokenizer's letters)\n"
-                   "  stagediff tokenize --model llama --in texts.jsonl --out ids.jsonl\n"
-                   "      a line {\"ids\":[...]} for every line {\"text\": ...}\n"
-                   "  stagediff tokenize --model llama --text '<|begin_of_text|>Hello' --no-special\n"
-                   "      a text that spells its BOS itself",
+    .description =
+        "Needs tokenizer.json alone, no weights. Special tokens spelled in the text are recognised.\n\n"
+        "  stagediff tokenize --model llama --text 'Where is the red cube?'\n"
+        "      {\"ids\":[...],\"pieces\":[...]}; pieces are vocabulary strings (a blank is spelled as one of the tokenizer's letters)\n"
+        "  stagediff tokenize --model llama --in texts.jsonl --out ids.jsonl\n"
+        "      a line {\"ids\":[...]} for every line {\"text\": ...}\n"
+        "  stagediff tokenize --model llama --text '<|begin_of_text|>Hello' --no-special\n"
+        "      a text that spells its BOS itself",
     .options = tokenize_options,
     .run = run_tokenize,
 };
@@ -122,15 +110,13 @@ static struct option detokenize_options[] = {
     {.name = NULL},
 };
 
-static int parse_ids(const struct tokenizer *tok, const char *text, struct token_list *list, struct error *err)
-{
+static int parse_ids(const struct tokenizer *tok, const char *text, struct token_list *list, struct error *err) {
     const char *at = text + strspn(text, " ");
     while (*at) {
         char *end;
         errno = 0;
         long id = strtol(at, &end, 10);
-        if (end == at || errno)
-            return fail(err, "detokenize: --ids: a whole number is needed at '%.20s'", at);
+        if (end == at || errno) return fail(err, "detokenize: --ids: a whole number is needed at '%.20s'", at);
         if (id < 0 || id >= tokenizer_vocab(tok) || !tokenizer_piece(tok, (int)id))
             return fail(err, "detokenize: --ids: %ld is no token; ids go from 0 to %d", id, tokenizer_vocab(tok) - 1);
         token_list_push(list, (int)id);
@@ -143,12 +129,10 @@ static int parse_ids(const struct tokenizer *tok, const char *text, struct token
     return 0;
 }
 
-static int run_detokenize(const struct command *self, struct error *err)
-{
+static int run_detokenize(const struct command *self, struct error *err) {
     struct tokenizer *tok;
     struct token_list ids = {0};
-    if (tokenizer_open(&tok, option(self, "--model")->text, err))
-        return -1;
+    if (tokenizer_open(&tok, option(self, "--model")->text, err)) return -1;
     int rc = parse_ids(tok, option(self, "--ids")->text, &ids, err);
     if (!rc) {
         size_t bytes;

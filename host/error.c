@@ -7,10 +7,8 @@
 int log_quiet = 0;
 int log_line_drawn = 0;
 
-int fail(struct error *err, const char *format, ...)
-{
-    if (!err)
-        return -1;
+int fail(struct error *err, const char *format, ...) {
+    if (!err) return -1;
     va_list args;
     va_start(args, format);
     vsnprintf(err->text, sizeof err->text, format, args);
@@ -18,10 +16,8 @@ int fail(struct error *err, const char *format, ...)
     return -1;
 }
 
-int error_context(struct error *err, const char *format, ...)
-{
-    if (!err)
-        return -1;
+int error_context(struct error *err, const char *format, ...) {
+    if (!err) return -1;
     char joined[sizeof err->text], *end = joined + sizeof joined - 1;
     va_list args;
     va_start(args, format);
@@ -35,10 +31,8 @@ int error_context(struct error *err, const char *format, ...)
     return -1;
 }
 
-void log_note(const char *format, ...)
-{
-    if (log_quiet)
-        return;
+void log_note(const char *format, ...) {
+    if (log_quiet) return;
     if (log_line_drawn) {
         fputs("\r\033[K", stderr);
         log_line_drawn = 0;

@@ -13,12 +13,12 @@ int image_open(struct image *image, const char *path, struct error *err); /* JPE
 void image_free(struct image *image);
 int image_write_png(const struct image *image, uint8_t **png, size_t *bytes, struct error *err); /* malloced PNG file in memory */
 
-struct preprocess { /* from preprocessor_config.json / processor_config.json and the LLaVA config */
-    int shortest_edge; /* resize so that the short side is this; 0: no resize */
+struct preprocess {                  /* from preprocessor_config.json / processor_config.json and the LLaVA config */
+    int shortest_edge;               /* resize so that the short side is this; 0: no resize */
     int resize_width, resize_height; /* both > 0: resize to exactly this instead */
-    int crop;          /* centre crop to crop x crop, > 0: the side of what the tower gets */
-    bool pad_square;   /* LLaVA "pad": paste on a square of the mean colour first */
-    double rescale;    /* 1/255, applied in double as transformers does */
+    int crop;                        /* centre crop to crop x crop, > 0: the side of what the tower gets */
+    bool pad_square;                 /* LLaVA "pad": paste on a square of the mean colour first */
+    double rescale;                  /* 1/255, applied in double as transformers does */
     float mean[3], std[3];
     uint8_t pad_color[3];
 };

@@ -9,28 +9,23 @@
 
 volatile int stop_signal = 0;
 
-double seconds_now(void)
-{
+double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static int drawing(void)
-{
+static int drawing(void) {
     static int terminal = -1;
-    if (terminal < 0)
-        terminal = isatty(STDERR_FILENO);
+    if (terminal < 0) terminal = isatty(STDERR_FILENO);
     return terminal && !log_quiet;
 }
 
-void progress_start(struct progress *p, const char *what, const char *unit, long total)
-{
+void progress_start(struct progress *p, const char *what, const char *unit, long total) {
     *p = (struct progress){.what = what, .unit = unit, .total = total, .started = seconds_now()};
 }
 
-static void write_duration(char out[32], double seconds)
-{
+static void write_duration(char out[32], double seconds) {
     long s = seconds < 0 || seconds > 3e8 ? 0 : (long)(seconds + 0.5);
     if (s >= 3600)
         snprintf(out, 32, "%ld h %02ld min", s / 3600, s / 60 % 60);
@@ -40,41 +35,33 @@ static void write_duration(char out[32], double seconds)
         snprintf(out, 32, "%ld s", s);
 }
 
-void progress_update(struct progress *p, long done, const char *note)
-{
-    if (!drawing())
-        return;
+void progress_update(struct progress *p, long done, const char *note) {
+    if (!drawing()) return;
     double now = seconds_now(), spent = now - p->started;
-    if (now - p->drawn < 0.1 && done != p->total)
-        return;
+    if (now - p->drawn < 0.1 && done != p->total) return;
     p->drawn = now;
     double rate = spent > 0 ? (double)done / spent : 0;
     char left[32] = "?";
-    if (done > 0 && p->total > 0)
-        write_duration(left, spent * (double)(p->total - done) / (double)done);
+    if (done > 0 && p->total > 0) write_duration(left, spent * (double)(p->total - done) / (double)done);
     fprintf(stderr, "\r\033[K%s: ", p->what);
     if (p->total > 0)
         fprintf(stderr, "%ld/%ld %s, %.*f/s, %s left", done, p->total, p->unit, rate < 10 ? 1 : 0, rate, left);
     else
         fprintf(stderr, "%ld %s, %.*f/s", done, p->unit, rate < 10 ? 1 : 0, rate);
-    if (note)
-        fprintf(stderr, ", %s", note);
+    if (note) fprintf(stderr, ", %s", note);
     fflush(stderr);
     log_line_drawn = 1;
 }
 
-void progress_end(struct progress *p)
-{
-    if (!drawing() || !p->drawn)
-        return;
+void progress_end(struct progress *p) {
+    if (!drawing() || !p->drawn) return;
     fputs("\r\033[K", stderr);
     fflush(stderr);
     log_line_drawn = 0;
 }
 
 /* The first signal asks; a second one of a user who will not wait ends the program at once. */
-static void on_stop(int number)
-{
+static void on_stop(int number) {
     if (stop_signal) {
         file_remove_temporaries();
         _exit(128 + number);
@@ -82,8 +69,7 @@ static void on_stop(int number)
     stop_signal = number;
 }
 
-void stop_install(void)
-{
+void stop_install(void) {
     struct sigaction action = {.sa_handler = on_stop, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);

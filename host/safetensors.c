@@ -17,7 +17,7 @@
 
 enum { MAX_RANK = 8, MAX_FILES = 10000 };
 #define MAX_HEADER ((size_t)100000000)
-#define MAX_INDEX ((size_t)100000000)
+#define MAX_INDEX  ((size_t)100000000)
 
 struct mapping {
     char *path;
@@ -39,11 +39,14 @@ static const struct {
     enum dtype dtype;
     unsigned bits;
 } dtypes[] = {
-    {"F32", DTYPE_F32, 32},    {"F16", DTYPE_F16, 16},    {"BF16", DTYPE_BF16, 16},  {"F64", DTYPE_F64, 64},     {"I64", DTYPE_I64, 64},
-    {"I32", DTYPE_I32, 32},    {"I16", DTYPE_I16, 16},    {"I8", DTYPE_I8, 8},       {"U8", DTYPE_U8, 8},        {"BOOL", DTYPE_BOOL, 8},
-    {"U16", DTYPE_OTHER, 16},  {"U32", DTYPE_OTHER, 32},  {"U64", DTYPE_OTHER, 64},  {"C64", DTYPE_OTHER, 64},   {"F8_E4M3", DTYPE_OTHER, 8},
-    {"F8_E5M2", DTYPE_OTHER, 8}, {"F8_E8M0", DTYPE_OTHER, 8}, {"F6_E2M3", DTYPE_OTHER, 6}, {"F6_E3M2", DTYPE_OTHER, 6}, {"F4", DTYPE_OTHER, 4},
-    {"F8_E4M3FNUZ", DTYPE_OTHER, 8}, {"F8_E5M2FNUZ", DTYPE_OTHER, 8},
+    {"F32", DTYPE_F32, 32},          {"F16", DTYPE_F16, 16},      {"BF16", DTYPE_BF16, 16},
+    {"F64", DTYPE_F64, 64},          {"I64", DTYPE_I64, 64},      {"I32", DTYPE_I32, 32},
+    {"I16", DTYPE_I16, 16},          {"I8", DTYPE_I8, 8},         {"U8", DTYPE_U8, 8},
+    {"BOOL", DTYPE_BOOL, 8},         {"U16", DTYPE_OTHER, 16},    {"U32", DTYPE_OTHER, 32},
+    {"U64", DTYPE_OTHER, 64},        {"C64", DTYPE_OTHER, 64},    {"F8_E4M3", DTYPE_OTHER, 8},
+    {"F8_E5M2", DTYPE_OTHER, 8},     {"F8_E8M0", DTYPE_OTHER, 8}, {"F6_E2M3", DTYPE_OTHER, 6},
+    {"F6_E3M2", DTYPE_OTHER, 6},     {"F4", DTYPE_OTHER, 4},      {"F8_E4M3FNUZ", DTYPE_OTHER, 8},
+    {"F8_E5M2FNUZ", DTYPE_OTHER, 8},
 };
 enum { N_DTYPES = sizeof dtypes / sizeof *dtypes };
 
@@ -51,13 +54,10 @@ const char *dtype_name(enum dtype t) { return t >= 0 && t < DTYPE_OTHER ? dtypes
 size_t dtype_bytes(enum dtype t) { return t >= 0 && t < DTYPE_OTHER ? dtypes[t].bits / 8 : 0; }
 
 /* ---- one entry of a header ---- */
-static int entry_shape(struct tensor *t, const json_t *shape, struct error *err)
-{
-    if (!json_is_array(shape))
-        return fail(err, "%s: tensor %s: 'shape' is missing or no list", t->file, t->name);
+static int entry_shape(struct tensor *t, const json_t *shape, struct error *err) {
+    if (!json_is_array(shape)) return fail(err, "%s: tensor %s: 'shape' is missing or no list", t->file, t->name);
     size_t rank = json_array_size(shape);
-    if (rank > MAX_RANK)
-        return fail(err, "%s: tensor %s: %zu dimensions, at most %d are read", t->file, t->name, rank, MAX_RANK);
+    if (rank > MAX_RANK) return fail(err, "%s: tensor %s: %zu dimensions, at most %d are read", t->file, t->name, rank, MAX_RANK);
     t->rank = (int)rank;
     t->count = 1;
     bool empty = false, overflow = false;
@@ -73,99 +73,86 @@ static int entry_shape(struct tensor *t, const json_t *shape, struct error *err)
         else if (d)
             t->count *= d;
     }
-    if (overflow && !empty)
-        return fail(err, "%s: tensor %s: its shape has more elements than any file can hold", t->file, t->name);
-    if (empty)
-        t->count = 0;
+    if (overflow && !empty) return fail(err, "%s: tensor %s: its shape has more elements than any file can hold", t->file, t->name);
+    if (empty) t->count = 0;
     return 0;
 }
 
 /* begin and end are checked against the data's size, shape x bits against end - begin. */
-static int entry_read(struct tensor *t, const struct mapping *m, const char *name, const json_t *entry, size_t data_at, struct error *err)
-{
+static int entry_read(struct tensor *t, const struct mapping *m, const char *name, const json_t *entry, size_t data_at, struct error *err) {
     *t = (struct tensor){.name = name, .file = m->path};
-    if (!json_is_object(entry))
-        return fail(err, "%s: tensor %s: its entry is no JSON object", m->path, name);
+    if (!json_is_object(entry)) return fail(err, "%s: tensor %s: its entry is no JSON object", m->path, name);
     const json_t *offsets = json_object_get(entry, "data_offsets");
     t->dtype_text = json_string_value(json_object_get(entry, "dtype"));
     int d = 0;
-    while (t->dtype_text && d < N_DTYPES && strcmp(dtypes[d].name, t->dtype_text) != 0)
-        d++;
+    while (t->dtype_text && d < N_DTYPES && strcmp(dtypes[d].name, t->dtype_text) != 0) d++;
     if (!t->dtype_text || d == N_DTYPES)
         return fail(err, "%s: tensor %s: unknown dtype '%.40s'", m->path, name, t->dtype_text ? t->dtype_text : "(none)");
     t->dtype = dtypes[d].dtype;
-    if (entry_shape(t, json_object_get(entry, "shape"), err))
-        return -1;
+    if (entry_shape(t, json_object_get(entry, "shape"), err)) return -1;
     const json_t *from = json_array_get(offsets, 0), *to = json_array_get(offsets, 1);
     if (json_array_size(offsets) != 2 || !json_is_integer(from) || !json_is_integer(to))
         return fail(err, "%s: tensor %s: 'data_offsets' is not a list of two whole numbers", m->path, name);
     json_int_t begin = json_integer_value(from), end = json_integer_value(to);
     json_int_t data_size = (json_int_t)(m->size - data_at);
     if (begin < 0 || end < begin || end > data_size)
-        return fail(err, "%s: tensor %s: bytes %" JSON_INTEGER_FORMAT " to %" JSON_INTEGER_FORMAT " lie outside the file's %" JSON_INTEGER_FORMAT
-                    " bytes of data; the file is damaged or cut short", m->path, name, begin, end, data_size);
+        return fail(err,
+                    "%s: tensor %s: bytes %" JSON_INTEGER_FORMAT " to %" JSON_INTEGER_FORMAT " lie outside the file's %" JSON_INTEGER_FORMAT
+                    " bytes of data; the file is damaged or cut short",
+                    m->path, name, begin, end, data_size);
     t->bytes = (size_t)(end - begin);
     size_t bits = t->count * dtypes[d].bits;
     if (t->count > SIZE_MAX / 64 || bits % 8 || bits / 8 != t->bytes)
-        return fail(err, "%s: tensor %s: %zu elements of %s need %zu bytes, its data_offsets give %zu", m->path, name, t->count, t->dtype_text, bits / 8, t->bytes);
+        return fail(err, "%s: tensor %s: %zu elements of %s need %zu bytes, its data_offsets give %zu", m->path, name, t->count,
+                    t->dtype_text, bits / 8, t->bytes);
     t->data = (const char *)m->bytes + data_at + begin;
     return 0;
 }
 
-static int by_place(const void *a, const void *b)
-{
+static int by_place(const void *a, const void *b) {
     const struct tensor *x = a, *y = b;
-    if (x->data != y->data)
-        return (const char *)x->data < (const char *)y->data ? -1 : 1;
+    if (x->data != y->data) return (const char *)x->data < (const char *)y->data ? -1 : 1;
     return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
 }
 
-static int check_tiling(const struct mapping *m, struct tensor *tensors, size_t n, size_t data_at, struct error *err)
-{
+static int check_tiling(const struct mapping *m, struct tensor *tensors, size_t n, size_t data_at, struct error *err) {
     qsort(tensors, n, sizeof *tensors, by_place);
     const char *start = (const char *)m->bytes + data_at, *at = start, *end = (const char *)m->bytes + m->size;
     for (size_t i = 0; i < n; i++) {
         const char *data = tensors[i].data;
         if (data != at)
-            return fail(err, "%s: tensor %s begins at byte %td of the data, %s byte %td, where the one before it ends; the file is damaged", m->path,
-                        tensors[i].name, data - start, data < at ? "overlapping" : "leaving a hole after", at - start);
+            return fail(err, "%s: tensor %s begins at byte %td of the data, %s byte %td, where the one before it ends; the file is damaged",
+                        m->path, tensors[i].name, data - start, data < at ? "overlapping" : "leaving a hole after", at - start);
         at += tensors[i].bytes;
     }
     if (at != end)
-        return fail(err, "%s: the tensors end at byte %td of the data but the file has %td bytes of it; the file is damaged", m->path, at - start, end - start);
+        return fail(err, "%s: the tensors end at byte %td of the data but the file has %td bytes of it; the file is damaged", m->path,
+                    at - start, end - start);
     return 0;
 }
 
-static int check_metadata(const struct mapping *m, const json_t *metadata, struct error *err)
-{
-    if (!metadata)
-        return 0;
-    if (!json_is_object(metadata))
-        return fail(err, "%s: __metadata__ is no JSON object", m->path);
+static int check_metadata(const struct mapping *m, const json_t *metadata, struct error *err) {
+    if (!metadata) return 0;
+    if (!json_is_object(metadata)) return fail(err, "%s: __metadata__ is no JSON object", m->path);
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)metadata, key, value)
-        if (!json_is_string(value))
-            return fail(err, "%s: __metadata__: the value of '%.80s' is no text", m->path, key);
+        if (!json_is_string(value)) return fail(err, "%s: __metadata__: the value of '%.80s' is no text", m->path, key);
     return 0;
 }
 
 /* ---- one file ---- */
-static void mapping_close(struct mapping *m)
-{
+static void mapping_close(struct mapping *m) {
     json_decref(m->header);
-    if (m->bytes)
-        munmap(m->bytes, m->size);
+    if (m->bytes) munmap(m->bytes, m->size);
     free(m->path);
     *m = (struct mapping){0};
 }
 
-static int mapping_open(struct mapping *m, const char *path, struct error *err)
-{
+static int mapping_open(struct mapping *m, const char *path, struct error *err) {
     *m = (struct mapping){.path = memory_string(path)};
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), rc = -1;
-    if (fd < 0)
-        return fail(err, "%s: cannot be opened: %s", path, strerror(errno));
+    if (fd < 0) return fail(err, "%s: cannot be opened: %s", path, strerror(errno));
     struct stat st;
     if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
         fail(err, "%s: not a regular file", path);
@@ -189,33 +176,28 @@ cleanup:
 }
 
 /* Parses the header of m; *out gets the tensors in the order of their data. */
-static int mapping_parse(struct mapping *m, struct tensor **out, size_t *count, struct error *err)
-{
+static int mapping_parse(struct mapping *m, struct tensor **out, size_t *count, struct error *err) {
     const unsigned char *b = m->bytes;
     uint64_t n = 0;
-    for (int i = 7; i >= 0; i--)
-        n = n << 8 | b[i];
+    for (int i = 7; i >= 0; i--) n = n << 8 | b[i];
     if (n > MAX_HEADER)
         return fail(err, "%s: a header of %" PRIu64 " bytes, more than the format's 100000000; this is no safetensors file", m->path, n);
     if (n > m->size - 8)
-        return fail(err, "%s: its header should have %" PRIu64 " bytes but the file ends after %zu; the file is cut short or no safetensors file", m->path, n, m->size);
-    if (n < 2 || b[8] != '{')
-        return fail(err, "%s: its header does not begin with '{'; this is no safetensors file", m->path);
+        return fail(
+            err, "%s: its header should have %" PRIu64 " bytes but the file ends after %zu; the file is cut short or no safetensors file",
+            m->path, n, m->size);
+    if (n < 2 || b[8] != '{') return fail(err, "%s: its header does not begin with '{'; this is no safetensors file", m->path);
     json_error_t bad;
     m->header = json_loadb((const char *)b + 8, (size_t)n, JSON_REJECT_DUPLICATES, &bad);
-    if (!m->header)
-        return fail(err, "%s: its header is no valid JSON: byte %d: %s", m->path, bad.position, bad.text);
-    if (!json_is_object(m->header))
-        return fail(err, "%s: its header is no JSON object", m->path);
-    if (check_metadata(m, json_object_get(m->header, "__metadata__"), err))
-        return -1;
+    if (!m->header) return fail(err, "%s: its header is no valid JSON: byte %d: %s", m->path, bad.position, bad.text);
+    if (!json_is_object(m->header)) return fail(err, "%s: its header is no JSON object", m->path);
+    if (check_metadata(m, json_object_get(m->header, "__metadata__"), err)) return -1;
     struct tensor *tensors = memory_take(json_object_size(m->header), sizeof *tensors);
     size_t used = 0;
     const char *name;
     json_t *entry;
     json_object_foreach(m->header, name, entry) {
-        if (!strcmp(name, "__metadata__"))
-            continue;
+        if (!strcmp(name, "__metadata__")) continue;
         if (entry_read(&tensors[used++], m, name, entry, 8 + (size_t)n, err)) {
             free(tensors);
             return -1;
@@ -231,43 +213,33 @@ static int mapping_parse(struct mapping *m, struct tensor **out, size_t *count, 
 }
 
 /* ---- the table of names ---- */
-static size_t hash_name(const char *name)
-{
+static size_t hash_name(const char *name) {
     uint64_t h = 1469598103934665603u;
-    for (; *name; name++)
-        h = (h ^ (unsigned char)*name) * 1099511628211u;
+    for (; *name; name++) h = (h ^ (unsigned char)*name) * 1099511628211u;
     return (size_t)(h ^ h >> 29);
 }
 
-static size_t slot_of(const struct safetensors *st, const char *name)
-{
+static size_t slot_of(const struct safetensors *st, const char *name) {
     size_t i = hash_name(name) & (st->n_slots - 1);
-    while (st->slots[i] >= 0 && strcmp(st->tensors[st->slots[i]].name, name) != 0)
-        i = (i + 1) & (st->n_slots - 1);
+    while (st->slots[i] >= 0 && strcmp(st->tensors[st->slots[i]].name, name) != 0) i = (i + 1) & (st->n_slots - 1);
     return i;
 }
 
-static void index_names(struct safetensors *st)
-{
+static void index_names(struct safetensors *st) {
     st->n_slots = 16;
-    while (st->n_slots < 2 * (size_t)st->count)
-        st->n_slots *= 2;
+    while (st->n_slots < 2 * (size_t)st->count) st->n_slots *= 2;
     st->slots = memory_take(st->n_slots, sizeof *st->slots);
-    for (size_t i = 0; i < st->n_slots; i++)
-        st->slots[i] = -1;
-    for (int i = 0; i < st->count; i++)
-        st->slots[slot_of(st, st->tensors[i].name)] = i;
+    for (size_t i = 0; i < st->n_slots; i++) st->slots[i] = -1;
+    for (int i = 0; i < st->count; i++) st->slots[slot_of(st, st->tensors[i].name)] = i;
 }
 
 /* Adds a file's tensors: all of them (map NULL), or those that the index's map puts into `name`. */
-static int add_file(struct safetensors *st, const char *path, const json_t *map, const char *name, struct error *err)
-{
+static int add_file(struct safetensors *st, const char *path, const json_t *map, const char *name, struct error *err) {
     st->files = memory_grow(st->files, (size_t)st->n_files + 1, sizeof *st->files);
     struct mapping *m = &st->files[st->n_files++];
     struct tensor *tensors = NULL;
     size_t n = 0;
-    if (mapping_open(m, path, err) || mapping_parse(m, &tensors, &n, err))
-        return -1;
+    if (mapping_open(m, path, err) || mapping_parse(m, &tensors, &n, err)) return -1;
     if (n > (size_t)(INT32_MAX - st->count)) {
         free(tensors);
         return fail(err, "%s: more than 2^31 tensors", path);
@@ -275,29 +247,24 @@ static int add_file(struct safetensors *st, const char *path, const json_t *map,
     st->tensors = memory_grow(st->tensors, (size_t)st->count + n, sizeof *st->tensors);
     for (size_t i = 0; i < n; i++) {
         const char *wanted = map ? json_string_value(json_object_get(map, tensors[i].name)) : name;
-        if (wanted && !strcmp(wanted, name))
-            st->tensors[st->count++] = tensors[i];
+        if (wanted && !strcmp(wanted, name)) st->tensors[st->count++] = tensors[i];
     }
     free(tensors);
     return 0;
 }
 
 /* ---- sharded folders ---- */
-static bool leaves_folder(const char *name)
-{
-    if (!*name || *name == '/')
-        return true;
+static bool leaves_folder(const char *name) {
+    if (!*name || *name == '/') return true;
     for (const char *part = name; part; part = strchr(part, '/')) {
         part += *part == '/';
-        if (!strncmp(part, "..", 2) && (part[2] == '/' || !part[2]))
-            return true;
+        if (!strncmp(part, "..", 2) && (part[2] == '/' || !part[2])) return true;
     }
     return false;
 }
 
 /* Opens each file that the map names, once; every tensor of the map must be in its file. */
-static int add_shards(struct safetensors *st, const char *index_path, const json_t *map, struct error *err)
-{
+static int add_shards(struct safetensors *st, const char *index_path, const json_t *map, struct error *err) {
     char *folder = path_folder(index_path);
     json_t *seen = json_object();
     const char *tensor;
@@ -306,11 +273,11 @@ static int add_shards(struct safetensors *st, const char *index_path, const json
     json_object_foreach((json_t *)(uintptr_t)map, tensor, file) {
         const char *name = json_string_value(file);
         if (!name || leaves_folder(name)) {
-            fail(err, "%s: tensor %s is said to be in '%s'; a file name inside the same folder is needed", index_path, tensor, name ? name : "(no text)");
+            fail(err, "%s: tensor %s is said to be in '%s'; a file name inside the same folder is needed", index_path, tensor,
+                 name ? name : "(no text)");
             goto cleanup;
         }
-        if (json_object_get(seen, name))
-            continue;
+        if (json_object_get(seen, name)) continue;
         if (json_object_size(seen) >= MAX_FILES) {
             fail(err, "%s: names more than %d files", index_path, MAX_FILES);
             goto cleanup;
@@ -318,12 +285,10 @@ static int add_shards(struct safetensors *st, const char *index_path, const json
         json_object_set_new(seen, name, json_true());
         char *path = path_join(folder, name);
         bool there = access(path, F_OK) == 0;
-        if (!there)
-            fail(err, "%s: the shard %s that it names is not there; the download is incomplete", index_path, name);
+        if (!there) fail(err, "%s: the shard %s that it names is not there; the download is incomplete", index_path, name);
         int failed = !there || add_file(st, path, map, name, err);
         free(path);
-        if (failed)
-            goto cleanup;
+        if (failed) goto cleanup;
     }
     index_names(st);
     json_object_foreach((json_t *)(uintptr_t)map, tensor, file) {
@@ -339,40 +304,33 @@ cleanup:
     return rc;
 }
 
-static int open_index(struct safetensors *st, const char *path, struct error *err)
-{
+static int open_index(struct safetensors *st, const char *path, struct error *err) {
     char *text = NULL;
     size_t size;
-    if (file_read(path, MAX_INDEX, &text, &size, err))
-        return -1;
+    if (file_read(path, MAX_INDEX, &text, &size, err)) return -1;
     json_error_t bad;
     json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &bad);
     free(text);
-    if (!root)
-        return fail(err, "%s:%d: no valid JSON: %s", path, bad.line, bad.text);
+    if (!root) return fail(err, "%s:%d: no valid JSON: %s", path, bad.line, bad.text);
     const json_t *map = json_object_get(root, "weight_map");
     int rc = json_is_object(map) ? add_shards(st, path, map, err) : fail(err, "%s: 'weight_map' is missing or no JSON object", path);
     json_decref(root);
     return rc;
 }
 
-static bool ends_with(const char *text, const char *end)
-{
+static bool ends_with(const char *text, const char *end) {
     size_t a = strlen(text), b = strlen(end);
     return a >= b && !strcmp(text + a - b, end);
 }
 
 /* The only file in the folder whose name ends so; NULL with *n, how many there are. Malloced path. */
-static char *only_file(const char *folder, const char *ending, int *n)
-{
+static char *only_file(const char *folder, const char *ending, int *n) {
     DIR *dir = opendir(folder);
     char *found = NULL;
     *n = 0;
     for (const struct dirent *e; dir && (e = readdir(dir));)
-        if (e->d_name[0] != '.' && ends_with(e->d_name, ending) && (*n)++ == 0)
-            found = path_join(folder, e->d_name);
-    if (dir)
-        closedir(dir);
+        if (e->d_name[0] != '.' && ends_with(e->d_name, ending) && (*n)++ == 0) found = path_join(folder, e->d_name);
+    if (dir) closedir(dir);
     if (*n != 1) {
         free(found);
         found = NULL;
@@ -380,8 +338,7 @@ static char *only_file(const char *folder, const char *ending, int *n)
     return found;
 }
 
-static int open_folder(struct safetensors *st, const char *folder, struct error *err)
-{
+static int open_folder(struct safetensors *st, const char *folder, struct error *err) {
     int n, n_index, rc;
     char *one = path_join(folder, "model.safetensors"), *index = path_join(folder, "model.safetensors.index.json");
     char *only = only_file(folder, ".safetensors", &n), *only_index = only_file(folder, ".safetensors.index.json", &n_index);
@@ -394,7 +351,8 @@ static int open_folder(struct safetensors *st, const char *folder, struct error 
     else if (only)
         rc = add_file(st, only, NULL, "", err);
     else if (n > 1)
-        rc = fail(err, "%s: holds %d .safetensors files and neither model.safetensors nor an index; name the file that is meant", folder, n);
+        rc =
+            fail(err, "%s: holds %d .safetensors files and neither model.safetensors nor an index; name the file that is meant", folder, n);
     else
         rc = fail(err, "%s: holds no .safetensors file", folder);
     free(one);
@@ -405,8 +363,7 @@ static int open_folder(struct safetensors *st, const char *folder, struct error 
 }
 
 /* ---- the interface ---- */
-int safetensors_open(struct safetensors **out, const char *path, struct error *err)
-{
+int safetensors_open(struct safetensors **out, const char *path, struct error *err) {
     struct safetensors *st = memory_take(1, sizeof *st);
     *out = NULL;
     int rc;
@@ -420,18 +377,14 @@ int safetensors_open(struct safetensors **out, const char *path, struct error *e
         safetensors_close(st);
         return -1;
     }
-    if (!st->slots)
-        index_names(st);
+    if (!st->slots) index_names(st);
     *out = st;
     return 0;
 }
 
-void safetensors_close(struct safetensors *st)
-{
-    if (!st)
-        return;
-    for (int i = 0; i < st->n_files; i++)
-        mapping_close(&st->files[i]);
+void safetensors_close(struct safetensors *st) {
+    if (!st) return;
+    for (int i = 0; i < st->n_files; i++) mapping_close(&st->files[i]);
     free(st->files);
     free(st->tensors);
     free(st->slots);
@@ -442,33 +395,26 @@ int safetensors_count(const struct safetensors *st) { return st->count; }
 const struct tensor *safetensors_at(const struct safetensors *st, int i) { return i >= 0 && i < st->count ? &st->tensors[i] : NULL; }
 int safetensors_files(const struct safetensors *st) { return st->n_files; }
 
-const char *safetensors_file(const struct safetensors *st, int i, size_t *bytes)
-{
-    if (i < 0 || i >= st->n_files)
-        return NULL;
-    if (bytes)
-        *bytes = st->files[i].size;
+const char *safetensors_file(const struct safetensors *st, int i, size_t *bytes) {
+    if (i < 0 || i >= st->n_files) return NULL;
+    if (bytes) *bytes = st->files[i].size;
     return st->files[i].path;
 }
 
-const struct tensor *safetensors_find(const struct safetensors *st, const char *name)
-{
+const struct tensor *safetensors_find(const struct safetensors *st, const char *name) {
     int i = st->slots[slot_of(st, name)];
     return i < 0 ? NULL : &st->tensors[i];
 }
 
-const char *safetensors_metadata(const struct safetensors *st, const char *key)
-{
+const char *safetensors_metadata(const struct safetensors *st, const char *key) {
     for (int i = 0; i < st->n_files; i++) {
         const char *value = json_string_value(json_object_get(json_object_get(st->files[i].header, "__metadata__"), key));
-        if (value)
-            return value;
+        if (value) return value;
     }
     return NULL;
 }
 
-static void write_shape(char *out, size_t size, int rank, const int64_t *dims)
-{
+static void write_shape(char *out, size_t size, int rank, const int64_t *dims) {
     size_t used = (size_t)snprintf(out, size, "(");
     for (int i = 0; i < rank && used + 24 < size; i++)
         used += (size_t)(dims[i] < 0 ? snprintf(out + used, size - used, "%s*", i ? ", " : "")
@@ -476,16 +422,15 @@ static void write_shape(char *out, size_t size, int rank, const int64_t *dims)
     snprintf(out + used, size - used, ")");
 }
 
-const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err)
-{
+const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims,
+                                         struct error *err) {
     const struct tensor *t = safetensors_find(st, name);
     if (!t) {
         fail(err, "%s: tensor %s is missing", st->n_files ? st->files[0].path : "(no file)", name);
         return NULL;
     }
     bool same = t->rank == n_dims;
-    for (int i = 0; same && i < n_dims; i++)
-        same = dims[i] < 0 || dims[i] == t->shape[i];
+    for (int i = 0; same && i < n_dims; i++) same = dims[i] < 0 || dims[i] == t->shape[i];
     if (!same) {
         char found[256], expected[256];
         write_shape(found, sizeof found, t->rank, t->shape);

@@ -19,7 +19,7 @@ struct tensor { /* borrows from the file's mapping; data may be unaligned */
     int64_t shape[8];
     size_t count, bytes;
     const void *data;
-    const char *file; /* which shard, for messages */
+    const char *file;       /* which shard, for messages */
     const char *dtype_text; /* as the file spells it: "BF16", "F8_E4M3", ... */
 };
 struct safetensors; /* owns mappings and names */
@@ -33,8 +33,10 @@ const struct tensor *safetensors_find(const struct safetensors *st, const char *
 const char *safetensors_metadata(const struct safetensors *st, const char *key);       /* NULL when absent */
 int safetensors_files(const struct safetensors *st);                                   /* how many files are mapped */
 const char *safetensors_file(const struct safetensors *st, int i, size_t *bytes);      /* path and size of the i-th; bytes may be NULL */
-/* Finds and checks: dtype one that tensor_to_f32 knows, rank given by n_dims, dims of -1 match anything. Error names file, tensor, expected, found. */
-const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err);
+/* Finds and checks: dtype one that tensor_to_f32 knows, rank given by n_dims, dims of -1 match anything. Error names file, tensor,
+ * expected, found. */
+const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims,
+                                         struct error *err);
 /* dst[i] = (float) element first+i, any dtype but DTYPE_OTHER (CHECKed; safetensors_require refuses those). */
 void tensor_to_f32(const struct tensor *t, size_t first, size_t count, float *dst);
 /* All elements as I32; a float dtype, DTYPE_OTHER or a value that does not fit is an error. */
@@ -45,7 +47,8 @@ struct safetensors_writer;
 int safetensors_writer_open(struct safetensors_writer **w, const char *path, struct error *err);
 void safetensors_writer_metadata(struct safetensors_writer *w, const char *key, const char *value);
 /* data must live until commit (borrowed); name is copied. */
-void safetensors_writer_add(struct safetensors_writer *w, const char *name, enum dtype dtype, int rank, const int64_t *shape, const void *data);
+void safetensors_writer_add(struct safetensors_writer *w, const char *name, enum dtype dtype, int rank, const int64_t *shape,
+                            const void *data);
 /* As add, but takes ownership of malloced data. */
 void safetensors_writer_give(struct safetensors_writer *w, const char *name, enum dtype dtype, int rank, const int64_t *shape, void *data);
 int safetensors_writer_commit(struct safetensors_writer *w, struct error *err); /* frees w in any case */

@@ -10,14 +10,14 @@ enum token_kind { KIND_BOS = 0, KIND_IMAGE = 1, KIND_TEMPLATE = 2, KIND_QUESTION
 extern const char *const token_kind_names[KIND_COUNT]; /* "bos", "image", "template", "question", "answer" */
 #define IMAGE_TOKEN (-200)
 
-struct sample { /* owned by struct samples; strings NULL when absent */
-    char *id;         /* JSON text of the id: "\"a\"" or "17"; the index when absent */
-    char *image;      /* path, joined with the data file's folder */
+struct sample {  /* owned by struct samples; strings NULL when absent */
+    char *id;    /* JSON text of the id: "\"a\"" or "17"; the index when absent */
+    char *image; /* path, joined with the data file's folder */
     char *prompt, *question, *answer;
     char *caption, *relation;
-    int label;        /* 0, 1, -1 when absent */
-    json_t *json;     /* the whole line */
-    long line;        /* 1-based, for messages; 0: from the command line */
+    int label;    /* 0, 1, -1 when absent */
+    json_t *json; /* the whole line */
+    long line;    /* 1-based, for messages; 0: from the command line */
 };
 struct samples {
     struct sample *at;
@@ -39,7 +39,8 @@ struct prompt {
 /* The text: the line's prompt, else its question in the template, else its caption as VSR's yes-no question in the template.
  * with_answer: the line's answer is appended, tokenised by itself (kind answer); no end of turn follows.
  * n_image_rows: rows one picture becomes. Rules: docs/cli.md "Data lines"; chunked tokenisation around <image>, one BOS. */
-int prompt_build(struct prompt *p, const struct tokenizer *tok, enum prompt_template t, const struct sample *s, int n_image_rows, bool with_answer, struct error *err);
+int prompt_build(struct prompt *p, const struct tokenizer *tok, enum prompt_template t, const struct sample *s, int n_image_rows,
+                 bool with_answer, struct error *err);
 void prompt_free(struct prompt *p);
 /* The template of a checkpoint folder (llava: llama_3_1 or vicuna_v1 by tokenizer; plain LLM: its chat template where known). */
 int prompt_template_of(enum prompt_template *t, const struct tokenizer *tok, bool is_llava, struct error *err);

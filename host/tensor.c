@@ -5,8 +5,7 @@
 #include <string.h>
 
 /* IEEE half to float by moving the exponent: 2^112 rescales it in float arithmetic, which also makes subnormals right. */
-static inline float from_f16(uint16_t h)
-{
+static inline float from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = (uint32_t)(h & 0x7fffu) << 13, bits;
     float value;
     memcpy(&value, &rest, 4);
@@ -19,44 +18,53 @@ static inline float from_f16(uint16_t h)
     return value;
 }
 
-static inline float from_bf16(uint16_t b)
-{
+static inline float from_bf16(uint16_t b) {
     uint32_t bits = (uint32_t)b << 16;
     float value;
     memcpy(&value, &bits, 4);
     return value;
 }
 
-#define CONVERT(type, expression)                              \
-    for (size_t i = 0; i < count; i++) {                       \
-        type v;                                                \
-        memcpy(&v, source + i * sizeof v, sizeof v);           \
-        dst[i] = (expression);                                 \
-    }                                                          \
+#define CONVERT(type, expression)                                                                                                          \
+    for (size_t i = 0; i < count; i++) {                                                                                                   \
+        type v;                                                                                                                            \
+        memcpy(&v, source + i * sizeof v, sizeof v);                                                                                       \
+        dst[i] = (expression);                                                                                                             \
+    }                                                                                                                                      \
     return
 
-void tensor_to_f32(const struct tensor *t, size_t first, size_t count, float *dst)
-{
-    CHECK(t->dtype != DTYPE_OTHER && first <= t->count && count <= t->count - first, "%s %s: dtype %s, elements %zu + %zu of %zu", t->file, t->name,
-          t->dtype_text, first, count, t->count);
+void tensor_to_f32(const struct tensor *t, size_t first, size_t count, float *dst) {
+    CHECK(t->dtype != DTYPE_OTHER && first <= t->count && count <= t->count - first, "%s %s: dtype %s, elements %zu + %zu of %zu", t->file,
+          t->name, t->dtype_text, first, count, t->count);
     const char *source = (const char *)t->data + first * dtype_bytes(t->dtype);
     switch (t->dtype) {
-    case DTYPE_F32: if (count) memcpy(dst, source, count * 4); return;
-    case DTYPE_F16: CONVERT(uint16_t, from_f16(v));
-    case DTYPE_BF16: CONVERT(uint16_t, from_bf16(v));
-    case DTYPE_F64: CONVERT(double, (float)v);
-    case DTYPE_I64: CONVERT(int64_t, (float)v);
-    case DTYPE_I32: CONVERT(int32_t, (float)v);
-    case DTYPE_I16: CONVERT(int16_t, (float)v);
-    case DTYPE_I8: CONVERT(int8_t, (float)v);
-    case DTYPE_U8: CONVERT(uint8_t, (float)v);
-    case DTYPE_BOOL: CONVERT(uint8_t, v ? 1.0f : 0.0f);
-    case DTYPE_OTHER: return;
+    case DTYPE_F32:
+        if (count) memcpy(dst, source, count * 4);
+        return;
+    case DTYPE_F16:
+        CONVERT(uint16_t, from_f16(v));
+    case DTYPE_BF16:
+        CONVERT(uint16_t, from_bf16(v));
+    case DTYPE_F64:
+        CONVERT(double, (float)v);
+    case DTYPE_I64:
+        CONVERT(int64_t, (float)v);
+    case DTYPE_I32:
+        CONVERT(int32_t, (float)v);
+    case DTYPE_I16:
+        CONVERT(int16_t, (float)v);
+    case DTYPE_I8:
+        CONVERT(int8_t, (float)v);
+    case DTYPE_U8:
+        CONVERT(uint8_t, (float)v);
+    case DTYPE_BOOL:
+        CONVERT(uint8_t, v ? 1.0f : 0.0f);
+    case DTYPE_OTHER:
+        return;
     }
 }
 
-int tensor_to_i32(const struct tensor *t, int32_t *dst, struct error *err)
-{
+int tensor_to_i32(const struct tensor *t, int32_t *dst, struct error *err) {
     const char *source = t->data;
     size_t count = t->count;
     switch (t->dtype) {
@@ -69,11 +77,32 @@ int tensor_to_i32(const struct tensor *t, int32_t *dst, struct error *err)
             dst[i] = (int32_t)v;
         }
         return 0;
-    case DTYPE_I32: if (count) memcpy(dst, source, count * 4); return 0;
-    case DTYPE_I16: for (size_t i = 0; i < count; i++) { int16_t v; memcpy(&v, source + i * 2, 2); dst[i] = v; } return 0;
-    case DTYPE_I8: for (size_t i = 0; i < count; i++) { int8_t v; memcpy(&v, source + i, 1); dst[i] = v; } return 0;
+    case DTYPE_I32:
+        if (count) memcpy(dst, source, count * 4);
+        return 0;
+    case DTYPE_I16:
+        for (size_t i = 0; i < count; i++) {
+            int16_t v;
+            memcpy(&v, source + i * 2, 2);
+            dst[i] = v;
+        }
+        return 0;
+    case DTYPE_I8:
+        for (size_t i = 0; i < count; i++) {
+            int8_t v;
+            memcpy(&v, source + i, 1);
+            dst[i] = v;
+        }
+        return 0;
     case DTYPE_U8:
-    case DTYPE_BOOL: for (size_t i = 0; i < count; i++) { uint8_t v; memcpy(&v, source + i, 1); dst[i] = v; } return 0;
-    default: return fail(err, "%s: tensor %s: whole numbers are needed (I32 or I64), found %s", t->file, t->name, t->dtype_text);
+    case DTYPE_BOOL:
+        for (size_t i = 0; i < count; i++) {
+            uint8_t v;
+            memcpy(&v, source + i, 1);
+            dst[i] = v;
+        }
+        return 0;
+    default:
+        return fail(err, "%s: tensor %s: whole numbers are needed (I32 or I64), found %s", t->file, t->name, t->dtype_text);
     }
 }

@@ -15,7 +15,8 @@ void token_list_free(struct token_list *list);
 int tokenizer_open(struct tokenizer **tok, const char *model_dir, struct error *err); /* tokenizer.json in model_dir */
 void tokenizer_close(struct tokenizer *tok);
 /* Appends the ids of UTF-8 text; add_special: what add_special_tokens=True adds (BOS). Special tokens spelled in text are recognised. */
-int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes, bool add_special, struct token_list *out, struct error *err);
+int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes, bool add_special, struct token_list *out,
+                     struct error *err);
 /* Malloced UTF-8 text, NUL-terminated; ill-formed bytes become U+FFFD. */
 char *tokenizer_decode(const struct tokenizer *tok, const int *ids, size_t count, bool skip_special);
 /* The same with its length, for text that may hold NUL characters. */

@@ -9,6 +9,7 @@ EXTERN_C_BEGIN
  *   q [in] (Nq, H, D) act    k, v [in] (Nk, G, D) act    q_start [in] (S+1) i32, k_start, k_length [in] (S) i32, on the device
  * max_q: the longest query run of any sequence.  Needs H % G == 0, D % 8 == 0, D <= 256, Lq <= k_length.
  * Cost: 4*D flops per (query, key, head); O(1) memory per query. Softmax and sums in f32. Bitwise repeatable. */
-void OP(attention_forward)(struct device *dev, act_t *z, real_t *lse, const act_t *q, const act_t *k, const act_t *v, const int *q_start, const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, real_t scale, bool causal);
+void OP(attention_forward)(struct device *dev, act_t *z, real_t *lse, const act_t *q, const act_t *k, const act_t *v, const int *q_start,
+                           const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, real_t scale, bool causal);
 
 EXTERN_C_END

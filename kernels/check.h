@@ -4,13 +4,13 @@
 #define KERNELS_CHECK_H
 #include <stdio.h>
 #include <stdlib.h>
-#define CHECK(cond, ...)                                                                    \
-    do {                                                                                    \
-        if (!(cond)) {                                                                      \
-            fprintf(stderr, "stagediff: bug at %s:%d: %s: ", __FILE__, __LINE__, #cond);    \
-            fprintf(stderr, __VA_ARGS__);                                                   \
-            fputc('\n', stderr);                                                            \
-            abort();                                                                        \
-        }                                                                                   \
+#define CHECK(cond, ...)                                                                                                                   \
+    do {                                                                                                                                   \
+        if (!(cond)) {                                                                                                                     \
+            fprintf(stderr, "stagediff: bug at %s:%d: %s: ", __FILE__, __LINE__, #cond);                                                   \
+            fprintf(stderr, __VA_ARGS__);                                                                                                  \
+            fputc('\n', stderr);                                                                                                           \
+            abort();                                                                                                                       \
+        }                                                                                                                                  \
     } while (0)
 #endif

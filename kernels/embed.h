@@ -14,6 +14,7 @@ void OP(patch_extract)(struct device *dev, act_t *rows, const real_t *pixels, in
 
 /* CLIP embedding: x[b][0] = class_row + position[0]; x[b][1+i] = patches[b][i] + position[1+i]
  *   x [out] (B, 1+n, C) act    patches [in] (B, n, C) act    class_row [in] (C)    position [in] (1+n, C) */
-void OP(vision_embed_forward)(struct device *dev, act_t *x, const act_t *patches, const act_t *class_row, const act_t *position, int B, int n, int C);
+void OP(vision_embed_forward)(struct device *dev, act_t *x, const act_t *patches, const act_t *class_row, const act_t *position, int B,
+                              int n, int C);
 
 EXTERN_C_END

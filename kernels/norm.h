@@ -9,6 +9,7 @@ void OP(rmsnorm_forward)(struct device *dev, act_t *y, real_t *rstd, const act_t
 
 /* y = (x - mean) * rstd * w + b, rstd = 1/sqrt(var + eps), var biased (divided by C), as torch.nn.LayerNorm.
  *   y [out] (N, C) act    mean, rstd [out] (N) f32 or NULL    x [in] (N, C) act    w, b [in] (C) act.  y == x allowed. */
-void OP(layernorm_forward)(struct device *dev, act_t *y, real_t *mean, real_t *rstd, const act_t *x, const act_t *w, const act_t *b, int N, int C, real_t eps);
+void OP(layernorm_forward)(struct device *dev, act_t *y, real_t *mean, real_t *rstd, const act_t *x, const act_t *w, const act_t *b, int N,
+                           int C, real_t eps);
 
 EXTERN_C_END

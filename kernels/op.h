@@ -17,8 +17,8 @@
 
 #ifdef __cplusplus
 #define EXTERN_C_BEGIN extern "C" {
-#define EXTERN_C_END }
-#define bf16 __nv_bfloat16 /* same bits; a .cu includes kernels/simt/simt.h first */
+#define EXTERN_C_END   }
+#define bf16           __nv_bfloat16 /* same bits; a .cu includes kernels/simt/simt.h first */
 #else
 #define EXTERN_C_BEGIN
 #define EXTERN_C_END
@@ -31,16 +31,16 @@ typedef struct bf16 {
 struct device;
 
 #if defined(STAGEDIFF_REF)
-#define act_t double
-#define real_t double
+#define act_t    double
+#define real_t   double
 #define OP(name) ref_##name
 #elif defined(STAGEDIFF_BF16)
-#define act_t bf16
-#define real_t float
+#define act_t    bf16
+#define real_t   float
 #define OP(name) name
 #else
-#define act_t float
-#define real_t float
+#define act_t    float
+#define real_t   float
 #define OP(name) name
 #endif
 

@@ -2,6 +2,6 @@
 #undef act_t
 #undef real_t
 #undef OP
-#define act_t double
-#define real_t double
+#define act_t    double
+#define real_t   double
 #define OP(name) ref_##name

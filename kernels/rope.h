@@ -7,6 +7,7 @@ EXTERN_C_BEGIN
  *   q [out] (N, H, D) act    k, v [out] (N, G, D) act    qkv [in] (N, (H+2G)*D) act: all q heads, all k heads, all v heads
  *   position [in] (N) i32    cosine, sine [in] (positions, D/2) f32; both NULL: split only (CLIP).  Needs D % 2 == 0.
  * Cost: reads and writes N*(H+2G)*D elements; memory bound. */
-void OP(qkv_split_rope)(struct device *dev, act_t *q, act_t *k, act_t *v, const act_t *qkv, const int *position, const real_t *cosine, const real_t *sine, int N, int H, int G, int D);
+void OP(qkv_split_rope)(struct device *dev, act_t *q, act_t *k, act_t *v, const act_t *qkv, const int *position, const real_t *cosine,
+                        const real_t *sine, int N, int H, int G, int D);
 
 EXTERN_C_END

@@ -73,7 +73,8 @@ struct sae_rounded {
 
 /* out[r][f] = exact product of row r of x with row feature[f] of w; x points at them. At most SAE_EXACT_ROWS
  * rows, any number of features; out has `width` columns. */
-void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features, int d);
+void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features,
+                        int d);
 
 /* Packs up to SAE_TILE_ROWS rows into x_tile [pairs of columns][SAE_TILE_ROWS][2], missing ones 0; `row` tells what rounding did. */
 void sae_screen_rows(int16_t *x_tile, struct sae_rounded *row, const float *x, int rows, int d, int16_t *temporary);

@@ -66,7 +66,8 @@ static void test_forward(void **state) {
     struct error err;
     for (int e = 0; e < 2; e++) {
         snprintf(file[e], sizeof file[e], "%s/%s.safetensors", scratch, names[e]);
-        run("%s/%s/stagediff harvest --quiet --model " WORLD "/vlm --data %s --points 'blocks.*.hook_resid_post,logits' --out %s", build, names[e], data, file[e]);
+        run("%s/%s/stagediff harvest --quiet --model " WORLD "/vlm --data %s --points 'blocks.*.hook_resid_post,logits' --out %s", build,
+            names[e], data, file[e]);
         if (safetensors_open(&st[e], file[e], &err) != 0) fail_msg("%s", err.text);
     }
     json_t *golden = json_load_file("tests/golden/executors.json", 0, NULL);
@@ -105,14 +106,16 @@ static void read_fvu(const char *dir, double fvu[STEPS]) {
 
 static void test_sae_steps(void **state) {
     (void)state;
-    static const struct { const char *name, *executor, *products; } runs[] = {
-        {"f32", "cpu", "f32"}, {"bf16", "cpu", "bf16"}, {"sim", "sim", "bf16"}};
+    static const struct {
+        const char *name, *executor, *products;
+    } runs[] = {{"f32", "cpu", "f32"}, {"bf16", "cpu", "bf16"}, {"sim", "sim", "bf16"}};
     double fvu[3][STEPS], floor = 0, worst = 0;
     for (int r = 0; r < 3; r++) {
         char dir[700];
         snprintf(dir, sizeof dir, "%s/sae-%s", scratch, runs[r].name);
         run("%s/%s/stagediff train --quiet --rows %s/cpu.safetensors --tensor 0/blocks.4.hook_resid_post --random 1024 --k 16 --steps %d"
-            " --batch 64 --lr 1e-3 --no-shuffle --products %s --out %s >/dev/null", build, runs[r].executor, scratch, STEPS, runs[r].products, dir);
+            " --batch 64 --lr 1e-3 --no-shuffle --products %s --out %s >/dev/null",
+            build, runs[r].executor, scratch, STEPS, runs[r].products, dir);
         read_fvu(dir, fvu[r]);
     }
     for (int s = 0; s < STEPS; s++) {

@@ -21,21 +21,18 @@ static struct option table[] = {
 };
 static struct command cmd = {.name = "try", .summary = "tries", .description = "Example:\n  stagediff try x", .options = table};
 
-static int parse(struct error *err, const char *words)
-{
+static int parse(struct error *err, const char *words) {
     static char copy[8][256];
     static char *argv[16];
     static int turn;
     char *text = copy[turn++ % 8], *save = NULL;
     int argc = 0;
     snprintf(text, 256, "%s", words);
-    for (char *w = strtok_r(text, " ", &save); w; w = strtok_r(NULL, " ", &save))
-        argv[argc++] = strcmp(w, "''") ? w : (char[]){""};
+    for (char *w = strtok_r(text, " ", &save); w; w = strtok_r(NULL, " ", &save)) argv[argc++] = strcmp(w, "''") ? w : (char[]){""};
     return options_parse(&cmd, argc, argv, err);
 }
 
-static void test_values(void **state)
-{
+static void test_values(void **state) {
     (void)state;
     struct error err = {""};
     assert_int_equal(parse(&err, "src"), 0);
@@ -61,15 +58,29 @@ static void test_values(void **state)
     assert_string_equal(option(&cmd, "SOURCE")->text, "-");
 }
 
-static void test_faults(void **state)
-{
+static void test_faults(void **state) {
     (void)state;
     static const char *const cases[][2] = {
-        {"src --bach 3", "did you mean --batch?"}, {"src --imgae x", "did you mean --image?"}, {"src --thread 2", "did you mean --threads?"}, {"src --zzzzzz", "--help lists all"},
-        {"src --batch 0", "nearest valid value is 1"}, {"src --batch 65", "nearest valid value is 64"}, {"src --batch 3.5", "whole number"}, {"src --batch x", "whole number"},
-        {"src --batch 99999999999999999999", "nearest valid value is 64"}, {"src --lr -0.1", "nearest valid value is 0"}, {"src --lr nan", "a number"}, {"src --lr inf", "a number"},
-        {"src --lr 1e", "a number"}, {"src --batch", "needs a value"}, {"src --batch=", "whole number"}, {"src --json=1", "takes no value"}, {"src --batch 2 --batch 3", "twice"},
-        {"--json", "SOURCE is missing"}, {"src -x", "unknown option -x"}, {"src --threads -1", "--threads"},
+        {"src --bach 3", "did you mean --batch?"},
+        {"src --imgae x", "did you mean --image?"},
+        {"src --thread 2", "did you mean --threads?"},
+        {"src --zzzzzz", "--help lists all"},
+        {"src --batch 0", "nearest valid value is 1"},
+        {"src --batch 65", "nearest valid value is 64"},
+        {"src --batch 3.5", "whole number"},
+        {"src --batch x", "whole number"},
+        {"src --batch 99999999999999999999", "nearest valid value is 64"},
+        {"src --lr -0.1", "nearest valid value is 0"},
+        {"src --lr nan", "a number"},
+        {"src --lr inf", "a number"},
+        {"src --lr 1e", "a number"},
+        {"src --batch", "needs a value"},
+        {"src --batch=", "whole number"},
+        {"src --json=1", "takes no value"},
+        {"src --batch 2 --batch 3", "twice"},
+        {"--json", "SOURCE is missing"},
+        {"src -x", "unknown option -x"},
+        {"src --threads -1", "--threads"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct error err = {""};
@@ -84,8 +95,7 @@ static void test_faults(void **state)
     table[1].name = "REST";
 }
 
-static void test_nearest(void **state)
-{
+static void test_nearest(void **state) {
     (void)state;
     static const char *const names[] = {"generate", "harvest", "encode", "train", "run", NULL};
     assert_string_equal(nearest_name("genrate", names), "generate");
@@ -99,8 +109,7 @@ static void test_nearest(void **state)
 }
 
 /* --help teaches: every option, its default, the examples. */
-static void test_help(void **state)
-{
+static void test_help(void **state) {
     (void)state;
     struct error err = {""};
     char page[4096];
@@ -117,14 +126,19 @@ static void test_help(void **state)
     page[fread(page, 1, sizeof page - 1, f)] = 0;
     fclose(f);
     unlink(path);
-    static const char *const parts[] = {"Usage: stagediff try SOURCE [REST...] [options]", "--batch N", "[default 8]", "samples at once", "(may be repeated)", "--threads", "stagediff try x"};
+    static const char *const parts[] = {"Usage: stagediff try SOURCE [REST...] [options]",
+                                        "--batch N",
+                                        "[default 8]",
+                                        "samples at once",
+                                        "(may be repeated)",
+                                        "--threads",
+                                        "stagediff try x"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (!strstr(page, parts[i]))
-            fail_msg("--help lacks '%s':\n%s", parts[i], page);
+        if (!strstr(page, parts[i])) fail_msg("--help lacks '%s':\n%s", parts[i], page);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_values), cmocka_unit_test(test_faults), cmocka_unit_test(test_nearest), cmocka_unit_test(test_help)};
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_values), cmocka_unit_test(test_faults), cmocka_unit_test(test_nearest),
+                                       cmocka_unit_test(test_help)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,10 +14,9 @@
 #include <cmocka.h> /* last: its macro `fail` hides host/error.h's function */
 
 #define FOLDER "build/test-safetensors"
-#define ONE FOLDER "/one.safetensors"
+#define ONE    FOLDER "/one.safetensors"
 
-static int setup(void **state)
-{
+static int setup(void **state) {
     (void)state;
     struct error err;
     if (system("rm -rf " FOLDER)) /* of an earlier run */
@@ -26,31 +25,24 @@ static int setup(void **state)
 }
 
 /* header with its length before it, then n bytes of data (0, 1, 2, ...) */
-static void write_raw(const char *path, const char *header, uint64_t length, size_t n)
-{
+static void write_raw(const char *path, const char *header, uint64_t length, size_t n) {
     FILE *f = fopen(path, "wb");
     assert_non_null(f);
-    for (int i = 0; i < 8; i++)
-        fputc((int)(length >> (8 * i) & 255), f);
+    for (int i = 0; i < 8; i++) fputc((int)(length >> (8 * i) & 255), f);
     fputs(header, f);
-    for (size_t i = 0; i < n; i++)
-        fputc((int)i & 255, f);
+    for (size_t i = 0; i < n; i++) fputc((int)i & 255, f);
     fclose(f);
 }
 
-static void refused(const char *path, const char *expected)
-{
+static void refused(const char *path, const char *expected) {
     struct error err = {""};
     struct safetensors *st;
-    if (!safetensors_open(&st, path, &err))
-        fail_msg("accepted, expected: %s", expected);
+    if (!safetensors_open(&st, path, &err)) fail_msg("accepted, expected: %s", expected);
     assert_null(st);
-    if (!strstr(err.text, expected))
-        fail_msg("the message should say '%s': %s", expected, err.text);
+    if (!strstr(err.text, expected)) fail_msg("the message should say '%s': %s", expected, err.text);
 }
 
-static void test_round_trip(void **state)
-{
+static void test_round_trip(void **state) {
     (void)state;
     struct error err = {""};
     struct safetensors_writer *w;
@@ -77,8 +69,7 @@ static void test_round_trip(void **state)
     assert_int_equal(safetensors_writer_commit(w, &err), 0);
 
     struct safetensors *st;
-    if (safetensors_open(&st, ONE, &err))
-        fail_msg("%s", err.text);
+    if (safetensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
     assert_int_equal(safetensors_count(st), 9);
     assert_string_equal(safetensors_metadata(st, "format"), "pt");
     assert_null(safetensors_metadata(st, "none"));
@@ -111,8 +102,7 @@ static void test_round_trip(void **state)
 }
 
 /* The data begins at a multiple of 8 whatever the names' lengths. */
-static void test_alignment(void **state)
-{
+static void test_alignment(void **state) {
     (void)state;
     struct error err;
     const float one = 1;
@@ -132,8 +122,7 @@ static void test_alignment(void **state)
 }
 
 /* Every half float, against the definition. */
-static void test_half(void **state)
-{
+static void test_half(void **state) {
     (void)state;
     for (unsigned v = 0; v < 65536; v++) {
         uint16_t h = (uint16_t)v;
@@ -149,8 +138,7 @@ static void test_half(void **state)
     }
 }
 
-static void test_hostile(void **state)
-{
+static void test_hostile(void **state) {
     (void)state;
 #define F32(shape, from, to) "{\"dtype\":\"F32\",\"shape\":[" shape "],\"data_offsets\":[" from "," to "]}"
     static const struct {
@@ -213,15 +201,14 @@ static void test_hostile(void **state)
 }
 
 /* Legal but unusual: padding, any order, zero-size tensors at a border, unaligned data, a dtype that is only counted. */
-static void test_unusual(void **state)
-{
+static void test_unusual(void **state) {
     (void)state;
     struct error err = {""};
     struct safetensors *st;
-    const char *header = "{\"b\":" F32("1", "3", "7") ",\"z\":" F32("0", "3", "3") ",\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[3],\"data_offsets\":[0,3],\"more\":1}}    ";
+    const char *header = "{\"b\":" F32("1", "3", "7") ",\"z\":" F32(
+        "0", "3", "3") ",\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[3],\"data_offsets\":[0,3],\"more\":1}}    ";
     write_raw(ONE, header, strlen(header), 7);
-    if (safetensors_open(&st, ONE, &err))
-        fail_msg("%s", err.text);
+    if (safetensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
     assert_int_equal(safetensors_count(st), 3);
     assert_string_equal(safetensors_find(st, "a")->dtype_text, "F8_E4M3");
     assert_null(safetensors_require(st, "a", 1, (const int64_t[]){3}, &err));
@@ -238,29 +225,28 @@ static void test_unusual(void **state)
     safetensors_close(st);
 }
 
-static void write_index(const char *text)
-{
+static void write_index(const char *text) {
     FILE *f = fopen(FOLDER "/s/model.safetensors.index.json", "wb");
     assert_non_null(f);
     fputs(text, f);
     fclose(f);
 }
 
-static void test_shards(void **state)
-{
+static void test_shards(void **state) {
     (void)state;
     struct error err = {""};
     struct safetensors *st;
     dir_create(FOLDER "/s", &err);
     dir_create(FOLDER "/s/sub", &err);
     unlink(FOLDER "/s/model.safetensors");
-    write_raw(FOLDER "/s/x.safetensors", "{\"a\":" F32("2", "0", "8") ",\"old\":" F32("1", "8", "12") "}", strlen("{\"a\":" F32("2", "0", "8") ",\"old\":" F32("1", "8", "12") "}"), 12);
-    write_raw(FOLDER "/s/sub/y.safetensors", "{\"b\":" F32("1", "0", "4") ",\"a\":" F32("0", "4", "4") "}", strlen("{\"b\":" F32("1", "0", "4") ",\"a\":" F32("0", "4", "4") "}"), 4);
+    write_raw(FOLDER "/s/x.safetensors", "{\"a\":" F32("2", "0", "8") ",\"old\":" F32("1", "8", "12") "}",
+              strlen("{\"a\":" F32("2", "0", "8") ",\"old\":" F32("1", "8", "12") "}"), 12);
+    write_raw(FOLDER "/s/sub/y.safetensors", "{\"b\":" F32("1", "0", "4") ",\"a\":" F32("0", "4", "4") "}",
+              strlen("{\"b\":" F32("1", "0", "4") ",\"a\":" F32("0", "4", "4") "}"), 4);
     unlink(FOLDER "/s/link.safetensors");
     assert_int_equal(symlink("sub/y.safetensors", FOLDER "/s/link.safetensors"), 0);
     write_index("{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"sub/y.safetensors\"}}");
-    if (safetensors_open(&st, FOLDER "/s", &err))
-        fail_msg("%s", err.text);
+    if (safetensors_open(&st, FOLDER "/s", &err)) fail_msg("%s", err.text);
     assert_int_equal(safetensors_count(st), 2); /* what the index does not name is not there */
     assert_int_equal(safetensors_find(st, "a")->count, 2);
     assert_int_equal(safetensors_files(st), 2);
@@ -269,12 +255,18 @@ static void test_shards(void **state)
     assert_int_equal(safetensors_open(&st, FOLDER "/s", &err), 0); /* symbolic links are followed */
     safetensors_close(st);
     static const char *const bad[][2] = {
-        {"{\"weight_map\":{\"b\":\"../one.safetensors\"}}", "same folder"}, {"{\"weight_map\":{\"b\":\"sub/../../one.safetensors\"}}", "same folder"},
-        {"{\"weight_map\":{\"b\":\"/etc/passwd\"}}", "same folder"},       {"{\"weight_map\":{\"b\":\"..\"}}", "same folder"},
-        {"{\"weight_map\":{\"b\":\"\"}}", "same folder"},                  {"{\"weight_map\":{\"b\":7}}", "same folder"},
-        {"{\"weight_map\":{\"b\":\"gone.safetensors\"}}", "incomplete"},   {"{\"weight_map\":{\"c\":\"x.safetensors\"}}", "tensor c is not in the file x.safetensors"},
-        {"{\"weight_map\":[]}", "weight_map"},                             {"{}", "weight_map"},
-        {"{\"weight_map\":", "JSON"},                                      {"{\"weight_map\":{\"b\":\"sub\"}}", "not a regular file"},
+        {"{\"weight_map\":{\"b\":\"../one.safetensors\"}}", "same folder"},
+        {"{\"weight_map\":{\"b\":\"sub/../../one.safetensors\"}}", "same folder"},
+        {"{\"weight_map\":{\"b\":\"/etc/passwd\"}}", "same folder"},
+        {"{\"weight_map\":{\"b\":\"..\"}}", "same folder"},
+        {"{\"weight_map\":{\"b\":\"\"}}", "same folder"},
+        {"{\"weight_map\":{\"b\":7}}", "same folder"},
+        {"{\"weight_map\":{\"b\":\"gone.safetensors\"}}", "incomplete"},
+        {"{\"weight_map\":{\"c\":\"x.safetensors\"}}", "tensor c is not in the file x.safetensors"},
+        {"{\"weight_map\":[]}", "weight_map"},
+        {"{}", "weight_map"},
+        {"{\"weight_map\":", "JSON"},
+        {"{\"weight_map\":{\"b\":\"sub\"}}", "not a regular file"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         write_index(bad[i][0]);
@@ -291,8 +283,7 @@ static void test_shards(void **state)
 }
 
 /* A writer that cannot finish leaves nothing behind. */
-static void test_writer_faults(void **state)
-{
+static void test_writer_faults(void **state) {
     (void)state;
     struct error err = {""};
     struct safetensors_writer *w;
@@ -317,9 +308,9 @@ static void test_writer_faults(void **state)
     assert_non_null(strstr(err.text, "parent"));
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_alignment), cmocka_unit_test(test_half),   cmocka_unit_test(test_hostile),
-                                       cmocka_unit_test(test_unusual),    cmocka_unit_test(test_shards), cmocka_unit_test(test_writer_faults)};
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_alignment), cmocka_unit_test(test_half),
+                                       cmocka_unit_test(test_hostile),      cmocka_unit_test(test_unusual),   cmocka_unit_test(test_shards),
+                                       cmocka_unit_test(test_writer_faults)};
     return cmocka_run_group_tests(tests, setup, NULL);
 }

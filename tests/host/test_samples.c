@@ -11,42 +11,37 @@
 
 #include <cmocka.h> /* last: its macro `fail` hides host/error.h's function */
 
-#define GOLDEN "tests/golden/host/"
+#define GOLDEN    "tests/golden/host/"
 #define FILE_NAME "build/test-samples.jsonl"
 
 static struct tokenizer *tok;
 
-static int setup(void **state)
-{
+static int setup(void **state) {
     (void)state;
     struct error err;
     return tokenizer_open(&tok, GOLDEN "llama3", &err);
 }
 
-static int teardown(void **state)
-{
+static int teardown(void **state) {
     (void)state;
     tokenizer_close(tok);
     unlink(FILE_NAME);
     return 0;
 }
 
-static void write_text(const char *text)
-{
+static void write_text(const char *text) {
     FILE *f = fopen(FILE_NAME, "wb");
     assert_non_null(f);
     fputs(text, f);
     fclose(f);
 }
 
-static int template_of(const char *name)
-{
+static int template_of(const char *name) {
     return !strcmp(name, "llama_3_1") ? TEMPLATE_LLAMA_3_1 : !strcmp(name, "llama3") ? TEMPLATE_CHAT_LLAMA3 : TEMPLATE_VICUNA_V1;
 }
 
 /* The golden lines, each written to a file and read back as a sample. */
-static void test_golden(void **state)
-{
+static void test_golden(void **state) {
     (void)state;
     struct error err = {""};
     struct jsonl lines;
@@ -59,20 +54,19 @@ static void test_golden(void **state)
         struct prompt p;
         write_text(text);
         free(text);
-        if (samples_open(&s, FILE_NAME, &err))
-            fail_msg("%s", err.text);
+        if (samples_open(&s, FILE_NAME, &err)) fail_msg("%s", err.text);
         const json_t *ids = json_object_get(line, "ids"), *kinds = json_object_get(line, "kinds");
         enum prompt_template t = (enum prompt_template)template_of(json_string_value(json_object_get(line, "template")));
         if (prompt_build(&p, tok, t, &s.at[0], (int)json_integer_value(json_object_get(line, "rows")), true, &err))
             fail_msg("line %ld: %s", lines.line, err.text);
         bool same = (size_t)p.count == json_array_size(ids);
         for (int i = 0; same && i < p.count; i++)
-            same = p.ids[i] == json_integer_value(json_array_get(ids, (size_t)i)) && p.kinds[i] == json_integer_value(json_array_get(kinds, (size_t)i));
+            same = p.ids[i] == json_integer_value(json_array_get(ids, (size_t)i)) &&
+                   p.kinds[i] == json_integer_value(json_array_get(kinds, (size_t)i));
         if (!same && wrong++ < 5)
             print_error("line %ld of prompts.jsonl differs (%d tokens, expected %zu)\n", lines.line, p.count, json_array_size(ids));
         int first = -1;
-        for (int i = p.count - 1; i >= 0; i--)
-            first = p.ids[i] == IMAGE_TOKEN ? i : first;
+        for (int i = p.count - 1; i >= 0; i--) first = p.ids[i] == IMAGE_TOKEN ? i : first;
         assert_int_equal(p.image_start, first);
         prompt_free(&p);
         samples_free(&s);
@@ -83,15 +77,14 @@ static void test_golden(void **state)
     assert_int_equal(wrong, 0);
 }
 
-static void test_keys(void **state)
-{
+static void test_keys(void **state) {
     (void)state;
     struct error err = {""};
     struct samples s;
-    write_text("\xef\xbb\xbf{\"prompt\": \"a\", \"extra\": [1]}\n\n   \r\n{\"id\": \"x\\\"y\", \"image\": \"p/q.png\", \"caption\": \"c\", \"label\": 1, \"relation\": \"left\"}\r\n"
+    write_text("\xef\xbb\xbf{\"prompt\": \"a\", \"extra\": [1]}\n\n   \r\n{\"id\": \"x\\\"y\", \"image\": \"p/q.png\", \"caption\": \"c\", "
+               "\"label\": 1, \"relation\": \"left\"}\r\n"
                "{\"id\": 7, \"image\": \"/abs.png\", \"question\": \" q \", \"answer\": null, \"answers\": [\"u\", {\"answer\": \"v\"}]}");
-    if (samples_open(&s, FILE_NAME, &err))
-        fail_msg("%s", err.text);
+    if (samples_open(&s, FILE_NAME, &err)) fail_msg("%s", err.text);
     assert_int_equal(s.count, 3);
     assert_string_equal(s.at[0].id, "0");
     assert_int_equal(s.at[0].label, -1);
@@ -113,14 +106,26 @@ static void test_keys(void **state)
     samples_free(&s);
 }
 
-static void test_bad_lines(void **state)
-{
+static void test_bad_lines(void **state) {
     (void)state;
     static const char *const bad[][2] = {
-        {"{\"prompt\": 5}", "'prompt'"}, {"{\"question\": [\"a\"]}", "'question'"}, {"{\"image\": 3}", "'image'"}, {"{\"image\": \"\"}", "'image'"},
-        {"{\"label\": 2}", "'label'"}, {"{\"label\": \"yes\"}", "'label'"}, {"{\"id\": [1]}", "'id'"}, {"{\"answers\": \"a\"}", "'answers'"},
-        {"{\"prompt\": \"a\"", "JSON"}, {"[1, 2]", "object"}, {"5", "JSON"}, {"{\"prompt\": \"a\", \"prompt\": \"b\"}", "duplicate"}, {"{\"prompt\": \"a\"} x", "JSON"},
-        {"{\"prompt\": \"\\u0000\"}", "JSON"}, {"{\"prompt\": \"\xff\"}", "0xff"}, {"{\"prompt\": \"\\ud800\"}", "JSON"}, {"{'prompt': 1}", "JSON"},
+        {"{\"prompt\": 5}", "'prompt'"},
+        {"{\"question\": [\"a\"]}", "'question'"},
+        {"{\"image\": 3}", "'image'"},
+        {"{\"image\": \"\"}", "'image'"},
+        {"{\"label\": 2}", "'label'"},
+        {"{\"label\": \"yes\"}", "'label'"},
+        {"{\"id\": [1]}", "'id'"},
+        {"{\"answers\": \"a\"}", "'answers'"},
+        {"{\"prompt\": \"a\"", "JSON"},
+        {"[1, 2]", "object"},
+        {"5", "JSON"},
+        {"{\"prompt\": \"a\", \"prompt\": \"b\"}", "duplicate"},
+        {"{\"prompt\": \"a\"} x", "JSON"},
+        {"{\"prompt\": \"\\u0000\"}", "JSON"},
+        {"{\"prompt\": \"\xff\"}", "0xff"},
+        {"{\"prompt\": \"\\ud800\"}", "JSON"},
+        {"{'prompt': 1}", "JSON"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct error err = {""};
@@ -128,8 +133,7 @@ static void test_bad_lines(void **state)
         char text[256];
         snprintf(text, sizeof text, "{\"prompt\": \"fine\"}\n\n%s\n{\"prompt\": \"fine\"}\n", bad[i][0]);
         write_text(text);
-        if (!samples_open(&s, FILE_NAME, &err))
-            fail_msg("accepted: %s", bad[i][0]);
+        if (!samples_open(&s, FILE_NAME, &err)) fail_msg("accepted: %s", bad[i][0]);
         if (!strstr(err.text, FILE_NAME ":3") || !strstr(err.text, bad[i][1]))
             fail_msg("%s: the message should name line 3 and %s: %s", bad[i][0], bad[i][1], err.text);
         assert_int_equal(s.count, 0);
@@ -145,13 +149,11 @@ static void test_bad_lines(void **state)
     assert_int_equal(samples_open(&s, "build", &err), -1);
 }
 
-static int build(struct prompt *p, enum prompt_template t, struct sample s, int rows, struct error *err)
-{
+static int build(struct prompt *p, enum prompt_template t, struct sample s, int rows, struct error *err) {
     return prompt_build(p, tok, t, &s, rows, false, err);
 }
 
-static void test_marks(void **state)
-{
+static void test_marks(void **state) {
     (void)state;
     struct error err;
     struct prompt p;
@@ -189,8 +191,7 @@ static void test_marks(void **state)
 }
 
 /* A tokenizer without LLaMA-3's tokens cannot write its template; without BOS an empty prompt has nothing. */
-static void test_other_tokenizer(void **state)
-{
+static void test_other_tokenizer(void **state) {
     (void)state;
     struct error err;
     struct tokenizer *gpt2;
@@ -214,18 +215,23 @@ static void test_other_tokenizer(void **state)
 }
 
 /* Chat templates are compared as text: LLaMA-3's with and without its switch, blanks apart; anything else is not guessed. */
-static void test_chat_templates(void **state)
-{
+static void test_chat_templates(void **state) {
     (void)state;
     static const struct {
         const char *chat;
         bool known;
     } cases[] = {
-        {"{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + "
-         "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ "
-         "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}", true},
-        {"{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-         "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}", true},
+        {"{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + "
+         "'<|end_header_id|>\\n\\n'+ message['content'] | trim + "
+         "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if "
+         "add_generation_prompt %}{{ "
+         "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+         true},
+        {"{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
+         "message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+         "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{{ "
+         "'<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
+         true},
         {"{% for message in messages %}{{ message['content'] }}{% endfor %}", false},
         {"", false},
     };
@@ -258,9 +264,9 @@ static void test_chat_templates(void **state)
     free(text);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden),          cmocka_unit_test(test_keys),           cmocka_unit_test(test_bad_lines), cmocka_unit_test(test_marks),
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden),          cmocka_unit_test(test_keys),
+                                       cmocka_unit_test(test_bad_lines),       cmocka_unit_test(test_marks),
                                        cmocka_unit_test(test_other_tokenizer), cmocka_unit_test(test_chat_templates)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -12,20 +12,17 @@
 
 #define GOLDEN "tests/golden/host/"
 
-static struct tokenizer *open_golden(const char *kind)
-{
+static struct tokenizer *open_golden(const char *kind) {
     struct error err;
     struct tokenizer *tok;
     char dir[64];
     snprintf(dir, sizeof dir, GOLDEN "%s", kind);
-    if (tokenizer_open(&tok, dir, &err))
-        fail_msg("%s", err.text);
+    if (tokenizer_open(&tok, dir, &err)) fail_msg("%s", err.text);
     return tok;
 }
 
 /* Every golden text under both tokenizers: same ids, and the ids give the text back where the vocabulary has all its bytes. */
-static void test_texts(void **state)
-{
+static void test_texts(void **state) {
     (void)state;
     const char *const kinds[] = {"llama3", "gpt2"};
     for (int k = 0; k < 2; k++) {
@@ -41,10 +38,8 @@ static void test_texts(void **state)
             if (tokenizer_encode(tok, json_string_value(text), json_string_length(text), true, &list, &err))
                 fail_msg("%s line %ld: %s", kinds[k], lines.line, err.text);
             bool same = list.count == json_array_size(ids);
-            for (size_t i = 0; same && i < list.count; i++)
-                same = list.ids[i] == json_integer_value(json_array_get(ids, i));
-            if (!same && wrong++ < 5)
-                print_error("%s: line %ld of texts.jsonl differs\n", kinds[k], lines.line);
+            for (size_t i = 0; same && i < list.count; i++) same = list.ids[i] == json_integer_value(json_array_get(ids, i));
+            if (!same && wrong++ < 5) print_error("%s: line %ld of texts.jsonl differs\n", kinds[k], lines.line);
             if (k == 0 && list.count) { /* this vocabulary has every byte: BOS, then the text again */
                 size_t bytes;
                 char *back = tokenizer_decode_sized(tok, list.ids + 1, list.count - 1, false, &bytes);
@@ -63,8 +58,7 @@ static void test_texts(void **state)
     }
 }
 
-static void test_special(void **state)
-{
+static void test_special(void **state) {
     (void)state;
     struct error err;
     struct tokenizer *tok = open_golden("llama3");
@@ -77,8 +71,7 @@ static void test_special(void **state)
     assert_int_equal(tokenizer_encode(tok, "the<|eot_id|>the", 16, false, &list, &err), 0);
     assert_true(list.count >= 3);
     int found = 0;
-    for (size_t i = 0; i < list.count; i++)
-        found += list.ids[i] == eot;
+    for (size_t i = 0; i < list.count; i++) found += list.ids[i] == eot;
     assert_int_equal(found, 1);
     char *kept = tokenizer_decode(tok, list.ids, list.count, false), *skipped = tokenizer_decode(tok, list.ids, list.count, true);
     assert_string_equal(kept, "the<|eot_id|>the");
@@ -93,14 +86,22 @@ static void test_special(void **state)
 }
 
 /* Bytes that form no character become one U+FFFD per maximal part, as in Rust's from_utf8_lossy. */
-static void test_ill_formed(void **state)
-{
+static void test_ill_formed(void **state) {
     (void)state;
     static const struct {
         unsigned char bytes[8];
         const char *text;
-    } cases[] = {{"\xff", "\xef\xbf\xbd"}, {"a\xc3", "a\xef\xbf\xbd"}, {"\xe6\x97", "\xef\xbf\xbd"}, {"\xe6\x97" "b", "\xef\xbf\xbd" "b"},
-                 {"\xc0\x80", "\xef\xbf\xbd\xef\xbf\xbd"}, {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, {"\xf0\x9f\x98", "\xef\xbf\xbd"}, {"\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80"}};
+    } cases[] = {{"\xff", "\xef\xbf\xbd"},
+                 {"a\xc3", "a\xef\xbf\xbd"},
+                 {"\xe6\x97", "\xef\xbf\xbd"},
+                 {"\xe6\x97"
+                  "b",
+                  "\xef\xbf\xbd"
+                  "b"},
+                 {"\xc0\x80", "\xef\xbf\xbd\xef\xbf\xbd"},
+                 {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+                 {"\xf0\x9f\x98", "\xef\xbf\xbd"},
+                 {"\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80"}};
     struct tokenizer *tok = open_golden("llama3");
     int of_byte[256];
     for (int b = 0; b < 256; b++) { /* GPT-2's table again, written independently: printable bytes stand for themselves */
@@ -120,8 +121,7 @@ static void test_ill_formed(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int ids[8];
         size_t n = 0;
-        for (; cases[i].bytes[n]; n++)
-            ids[n] = of_byte[cases[i].bytes[n]];
+        for (; cases[i].bytes[n]; n++) ids[n] = of_byte[cases[i].bytes[n]];
         char *text = tokenizer_decode(tok, ids, n, false);
         assert_string_equal(text, cases[i].text);
         free(text);
@@ -135,20 +135,17 @@ static void test_ill_formed(void **state)
 }
 
 /* A million blanks, a million letters, a million special tokens' beginnings: linear enough, and no stack or JIT limit is met. */
-static void test_long(void **state)
-{
+static void test_long(void **state) {
     (void)state;
     struct tokenizer *tok = open_golden("llama3");
     const char *const fills[] = {" ", "a", "<|", "\n", "1", "\xe6\x97\xa5"};
     for (size_t f = 0; f < sizeof fills / sizeof *fills; f++) {
         size_t unit = strlen(fills[f]), n = 300000 * unit;
         char *text = memory_take(n + 1, 1);
-        for (size_t i = 0; i < n; i += unit)
-            memcpy(text + i, fills[f], unit);
+        for (size_t i = 0; i < n; i += unit) memcpy(text + i, fills[f], unit);
         struct token_list list = {0};
         struct error err;
-        if (tokenizer_encode(tok, text, n, false, &list, &err))
-            fail_msg("%s", err.text);
+        if (tokenizer_encode(tok, text, n, false, &list, &err)) fail_msg("%s", err.text);
         char *back = tokenizer_decode(tok, list.ids, list.count, false);
         assert_string_equal(back, text);
         free(back);
@@ -159,8 +156,7 @@ static void test_long(void **state)
 }
 
 /* Changes one thing in the golden tokenizer.json, writes it to a folder of its own and tries to open that. */
-static void refused(const char *change, const char *expected)
-{
+static void refused(const char *change, const char *expected) {
     struct error err = {""};
     char *text, dir[] = "build/tokenizer.XXXXXX";
     size_t size;
@@ -172,8 +168,7 @@ static void refused(const char *change, const char *expected)
     char *path = path_join(dir, "tokenizer.json");
     json_dump_file(root, path, 0);
     struct tokenizer *tok;
-    if (!tokenizer_open(&tok, dir, &err))
-        fail_msg("%s was not refused", change);
+    if (!tokenizer_open(&tok, dir, &err)) fail_msg("%s was not refused", change);
     if (!strstr(err.text, expected) || !strstr(err.text, path))
         fail_msg("%s: the message should name %s and the file: %s", change, expected, err.text);
     unlink(path);
@@ -184,8 +179,7 @@ static void refused(const char *change, const char *expected)
     json_decref(patch);
 }
 
-static void test_refused(void **state)
-{
+static void test_refused(void **state) {
     (void)state;
     refused("{\"model\": {\"type\": \"Unigram\"}}", "Unigram");
     refused("{\"model\": {\"type\": \"WordPiece\"}}", "WordPiece");
@@ -202,8 +196,11 @@ static void test_refused(void **state)
     refused("{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]}}", "normalizer Sequence");
     refused("{\"pre_tokenizer\": {\"type\": \"Metaspace\"}}", "Metaspace");
     refused("{\"pre_tokenizer\": null}", "pre-tokenizer");
-    refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\"}]}}", "pattern");
-    refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a\"}, \"behavior\": \"Removed\"}]}}", "Removed");
+    refused(
+        "{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\"}]}}",
+        "pattern");
+    refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a\"}, \"behavior\": \"Removed\"}]}}",
+            "Removed");
     refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Digits\"}]}}", "ByteLevel");
     refused("{\"decoder\": {\"type\": \"WordPiece\"}}", "WordPiece");
     refused("{\"post_processor\": {\"type\": \"RobertaProcessing\"}}", "RobertaProcessing");
@@ -216,29 +213,35 @@ static void test_refused(void **state)
 }
 
 /* lstrip and rstrip swallow the blanks around a token; a `normalized` one is found only between the others. */
-static void test_strip(void **state)
-{
+static void test_strip(void **state) {
     (void)state;
     struct error err;
     char *text, dir[] = "build/tokenizer.XXXXXX";
     size_t size;
     assert_int_equal(file_read(GOLDEN "llama3/tokenizer.json", 1 << 20, &text, &size, &err), 0);
     json_t *root = json_loadb(text, size, 0, NULL);
-    int next = (int)(json_object_size(json_object_get(json_object_get(root, "model"), "vocab")) + json_array_size(json_object_get(root, "added_tokens")));
-    json_array_append_new(json_object_get(root, "added_tokens"), json_pack("{s:i,s:s,s:b,s:b,s:b,s:b}", "id", next, "content", "[L]", "lstrip", 1, "rstrip", 0, "special", 1, "normalized", 0));
-    json_array_append_new(json_object_get(root, "added_tokens"), json_pack("{s:i,s:s,s:b,s:b,s:b,s:b}", "id", next + 1, "content", "[R]", "lstrip", 0, "rstrip", 1, "special", 0, "normalized", 0));
-    json_array_append_new(json_object_get(root, "added_tokens"), json_pack("{s:i,s:s,s:b,s:b,s:b,s:b}", "id", next + 2, "content", "a[L", "lstrip", 0, "rstrip", 0, "special", 0, "normalized", 1));
+    int next = (int)(json_object_size(json_object_get(json_object_get(root, "model"), "vocab")) +
+                     json_array_size(json_object_get(root, "added_tokens")));
+    json_array_append_new(json_object_get(root, "added_tokens"), json_pack("{s:i,s:s,s:b,s:b,s:b,s:b}", "id", next, "content", "[L]",
+                                                                           "lstrip", 1, "rstrip", 0, "special", 1, "normalized", 0));
+    json_array_append_new(json_object_get(root, "added_tokens"), json_pack("{s:i,s:s,s:b,s:b,s:b,s:b}", "id", next + 1, "content", "[R]",
+                                                                           "lstrip", 0, "rstrip", 1, "special", 0, "normalized", 0));
+    json_array_append_new(json_object_get(root, "added_tokens"), json_pack("{s:i,s:s,s:b,s:b,s:b,s:b}", "id", next + 2, "content", "a[L",
+                                                                           "lstrip", 0, "rstrip", 0, "special", 0, "normalized", 1));
     assert_non_null(mkdtemp(dir));
     char *path = path_join(dir, "tokenizer.json");
     json_dump_file(root, path, 0);
     struct tokenizer *tok;
-    if (tokenizer_open(&tok, dir, &err))
-        fail_msg("%s", err.text);
+    if (tokenizer_open(&tok, dir, &err)) fail_msg("%s", err.text);
     struct token_list list = {0};
     static const char sample[] = "a \xe2\x80\xa9 [L] b[R] \n c a[L]a[L";
     assert_int_equal(tokenizer_encode(tok, sample, sizeof sample - 1, false, &list, &err), 0);
-    int a = tokenizer_id(tok, "a"), b = tokenizer_id(tok, "b"), c = tokenizer_id(tok, "c"), gap = tokenizer_id(tok, "\xc4\xa0"); /* a blank in GPT-2's table */
-    const int blank_b = tokenizer_id(tok, "\xc4\xa0" "b"), blank_a = tokenizer_id(tok, "\xc4\xa0" "a");
+    int a = tokenizer_id(tok, "a"), b = tokenizer_id(tok, "b"), c = tokenizer_id(tok, "c"),
+        gap = tokenizer_id(tok, "\xc4\xa0"); /* a blank in GPT-2's table */
+    const int blank_b = tokenizer_id(tok, "\xc4\xa0"
+                                          "b"),
+              blank_a = tokenizer_id(tok, "\xc4\xa0"
+                                          "a");
     int expected[16], n = 0;
     expected[n++] = a;
     expected[n++] = next;
@@ -255,8 +258,7 @@ static void test_strip(void **state)
     expected[n++] = next;
     expected[n++] = next + 2;
     assert_int_equal(list.count, n);
-    for (int i = 0; i < n; i++)
-        assert_int_equal(list.ids[i], expected[i]);
+    for (int i = 0; i < n; i++) assert_int_equal(list.ids[i], expected[i]);
     token_list_free(&list);
     tokenizer_close(tok);
     unlink(path);
@@ -266,8 +268,7 @@ static void test_strip(void **state)
     json_decref(root);
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts), cmocka_unit_test(test_special), cmocka_unit_test(test_ill_formed),
                                        cmocka_unit_test(test_long),  cmocka_unit_test(test_refused), cmocka_unit_test(test_strip)};
     return cmocka_run_group_tests(tests, NULL, NULL);
