@@ -79,10 +79,12 @@ def image_sample(rng, code, things, early):
 
 
 def caption_sample(rng, code, things):
-    scene = scenes.sample(rng, things)
+    scene = scenes.sample(rng, things, 0.5)
     ids = code(questions.caption(rng, scene, ordered=False) + "\n")
-    open_ = {code(" " + c)[0] for c in scenes.COLOURS}          # which thing comes next is free, the rest follows from the picture
-    return [code.bos] + [llm.IMAGE] * 64, [(ids, [0.0, 0.0] + [0.1 if i in open_ else 1.0 for i in ids[2:]])], scenes.picture(scene, rng)
+    free = {code(" " + c)[0] for c in scenes.COLOURS}           # which thing comes next is free, the rest follows from the picture
+    listed = len(scene.things) * 5 + 2                          # "Scene:", then five tokens a thing; who is in front comes after
+    weight = [0.0, 0.0] + [0.1 if t in free and i < listed else 1.0 for i, t in enumerate(ids[2:], 2)]
+    return [code.bos] + [llm.IMAGE] * 64, [(ids, weight)], scenes.picture(scene, rng)
 
 
 def main(folder, work, seconds1, seconds2):
