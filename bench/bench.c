@@ -106,7 +106,7 @@ static int bench_all(struct device *dev, int runs, bool json) {
     if (!json) print_head(dev, p);
     for (int t = 0; t < 2; t++)
         for (const struct bench_op *op = tables[t]; op->name; op++)
-            for (int low = 0; low <= (op->has_low && sizeof(act_t) == sizeof(float)); low++) {
+            for (int low = 0; low <= (op->has_low && sizeof(act_t) == sizeof(float) ? 1 : 0); low++) {
                 struct bench b = {.dev = dev, .op = op, .low = low};
                 for (int i = 0; op->dim[i].name; i++) b.dim[i] = op->dim[i].fallback;
                 wrong |= bench_op(&b, runs, json, &p);

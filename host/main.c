@@ -67,7 +67,7 @@ static void print_commands(void) {
 static int unknown_command(const char *word) {
     const char *names[64];
     size_t n = 0;
-    for (; commands[n] && n < 60; n++) names[n] = commands[n]->name;
+    for (; n < 60 && commands[n]; n++) names[n] = commands[n]->name;
     names[n] = NULL;
     const char *near = nearest_name(word, names);
     if (near)

@@ -22,7 +22,7 @@ static int min_int(int a, int b) { return a < b ? a : b; }
 static int edit_distance(const char *a, const char *b) {
     int row[64], n = min_int((int)strlen(b), 63);
     for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 0; a[i] && i < 63; i++) {
+    for (int i = 0; i < 63 && a[i]; i++) {
         int diagonal = row[0];
         row[0] = i + 1;
         for (int j = 0; j < n; j++) {
