@@ -25,15 +25,13 @@ struct buffers { /* for CHUNK rows */
     int K;
 };
 
-static void buffers_free(struct device *dev, struct buffers *b)
-{
+static void buffers_free(struct device *dev, struct buffers *b) {
     device_free(dev, b->indices), device_free(dev, b->values), device_free(dev, b->counts), device_free(dev, b->x_hat);
     free(b->host_indices), free(b->host_values), free(b->host_counts);
     memset(b, 0, sizeof *b);
 }
 
-static int buffers_take(struct device *dev, struct buffers *b, int K, int d, struct error *err)
-{
+static int buffers_take(struct device *dev, struct buffers *b, int K, int d, struct error *err) {
     size_t slots = (size_t)CHUNK * (size_t)K;
     buffers_free(dev, b);
     b->K = K;
@@ -44,23 +42,20 @@ static int buffers_take(struct device *dev, struct buffers *b, int K, int d, str
     b->host_indices = memory_take(slots, sizeof(int));
     b->host_values = memory_take(slots, sizeof(float));
     b->host_counts = memory_take(CHUNK, sizeof(int));
-    if (b->indices && b->values && b->counts && b->x_hat)
-        return 0;
-    return fail(err, "%s: codes of %d rows with %d active features need %zu bytes, %zu are free", device_name(dev), CHUNK, K, slots * 8, device_memory_free(dev));
+    if (b->indices && b->values && b->counts && b->x_hat) return 0;
+    return fail(err, "%s: codes of %d rows with %d active features need %zu bytes, %zu are free", device_name(dev), CHUNK, K, slots * 8,
+                device_memory_free(dev));
 }
 
 /* Encodes the chunk in the feed. A JumpReLU row may have more active features than there are slots: then once more with enough. */
-static int encode_chunk(struct sae *sae, struct buffers *b, const void *x, int n, struct error *err)
-{
+static int encode_chunk(struct sae *sae, struct buffers *b, const void *x, int n, struct error *err) {
     if (sae->activation != SAE_TOPK) {
         int most = 1;
         sae_encode(sae, b->indices, b->values, b->counts, x, n, b->K);
         device_download(sae->dev, b->host_counts, b->counts, (size_t)n * sizeof(int));
-        for (int i = 0; i < n; i++)
-            most = b->host_counts[i] > most ? b->host_counts[i] : most;
+        for (int i = 0; i < n; i++) most = b->host_counts[i] > most ? b->host_counts[i] : most;
         if (most > b->K) {
-            if (buffers_take(sae->dev, b, most, sae->d, err))
-                return -1;
+            if (buffers_take(sae->dev, b, most, sae->d, err)) return -1;
             sae_encode(sae, b->indices, b->values, b->counts, x, n, b->K);
         }
     } else {
@@ -72,8 +67,7 @@ static int encode_chunk(struct sae *sae, struct buffers *b, const void *x, int n
     return 0;
 }
 
-static void keep_active(struct codes *c, const struct buffers *b, int first, int n)
-{
+static void keep_active(struct codes *c, const struct buffers *b, int first, int n) {
     size_t most = c->used + (size_t)n * (size_t)b->K;
     if (most > c->room) {
         c->room = most + most / 2;
@@ -93,12 +87,10 @@ static void keep_active(struct codes *c, const struct buffers *b, int first, int
     }
 }
 
-static int write_codes(const char *path, const struct codes *c, const float *x_hat, int n, int d, struct error *err)
-{
+static int write_codes(const char *path, const struct codes *c, const float *x_hat, int n, int d, struct error *err) {
     struct safetensors_writer *w = NULL;
     size_t K = c->widest > 1 ? (size_t)c->widest : 1, at = 0;
-    if (safetensors_writer_open(&w, path, err))
-        return -1;
+    if (safetensors_writer_open(&w, path, err)) return -1;
     int *indices = memory_take((size_t)n * K + 1, sizeof *indices);
     float *values = memory_take((size_t)n * K + 1, sizeof *values);
     for (int r = 0; r < n; r++)
@@ -115,8 +107,7 @@ static int write_codes(const char *path, const struct codes *c, const float *x_h
     return safetensors_writer_commit(w, err);
 }
 
-static int encode_rows(struct device *dev, const struct sae_host *host, const struct rows *rows, const char *out, struct error *err)
-{
+static int encode_rows(struct device *dev, const struct sae_host *host, const struct rows *rows, const char *out, struct error *err) {
     struct sae sae = {0};
     struct row_feed feed = {0};
     struct buffers b = {0};
@@ -126,14 +117,14 @@ static int encode_rows(struct device *dev, const struct sae_host *host, const st
     float *x_hat = memory_take((size_t)rows->n * (size_t)d + 1, sizeof *x_hat);
     codes.counts = memory_take((size_t)rows->n + 1, sizeof *codes.counts);
     int slots = host->activation == SAE_TOPK ? host->K : host->M < JUMPRELU_SLOTS ? host->M : JUMPRELU_SLOTS;
-    if (sae_upload(&sae, dev, host, CHUNK, false, err) || row_feed_open(&feed, dev, rows, CHUNK, err) || buffers_take(dev, &b, slots, d, err))
+    if (sae_upload(&sae, dev, host, CHUNK, false, err) || row_feed_open(&feed, dev, rows, CHUNK, err) ||
+        buffers_take(dev, &b, slots, d, err))
         goto done;
     progress_start(&progress, "encode", "rows", rows->n);
     for (int first = 0; first < rows->n; first += CHUNK) {
         int n = rows->n - first < CHUNK ? rows->n - first : CHUNK;
         row_feed_put(&feed, NULL, first, n);
-        if (encode_chunk(&sae, &b, feed.x, n, err))
-            goto done;
+        if (encode_chunk(&sae, &b, feed.x, n, err)) goto done;
         OP(sae_decode)(dev, b.x_hat, b.indices, b.values, sae.D, sae.b_d, n, d, b.K);
         device_download(dev, x_hat + (size_t)first * (size_t)d, b.x_hat, (size_t)n * (size_t)d * sizeof(float));
         keep_active(&codes, &b, first, n);
@@ -142,44 +133,36 @@ static int encode_rows(struct device *dev, const struct sae_host *host, const st
     progress_end(&progress);
     status = write_codes(out, &codes, x_hat, rows->n, d, err);
 done:
-    if (sae.dev)
-        sae_free(&sae);
+    if (sae.dev) sae_free(&sae);
     row_feed_close(&feed);
     buffers_free(dev, &b);
     free(codes.counts), free(codes.indices), free(codes.values), free(x_hat);
     return status;
 }
 
-static int set_k(struct sae_host *s, const struct command *self, const char *path, struct error *err)
-{
+static int set_k(struct sae_host *s, const struct command *self, const char *path, struct error *err) {
     const struct option *k = option(self, "--k");
     if (s->activation != SAE_TOPK)
-        return k->given ? fail(err, "encode: --k %s: %s is a %s dictionary, which has no k; leave --k out", k->text, path, sae_activation_name(s->activation)) : 0;
-    if (k->given && s->K > 0 && s->K != (int)k->number)
-        log_note("%s: its own k is %d, --k %s takes its place", path, s->K, k->text);
-    if (k->given)
-        s->K = (int)k->number;
-    if (s->K < 1)
-        return fail(err, "%s: a TopK dictionary whose files do not say k; give it with --k", path);
-    if (s->K > s->M)
-        return fail(err, "encode: --k must be at most %d, the features of %s, found %d", s->M, path, s->K);
+        return k->given ? fail(err, "encode: --k %s: %s is a %s dictionary, which has no k; leave --k out", k->text, path,
+                               sae_activation_name(s->activation))
+                        : 0;
+    if (k->given && s->K > 0 && s->K != (int)k->number) log_note("%s: its own k is %d, --k %s takes its place", path, s->K, k->text);
+    if (k->given) s->K = (int)k->number;
+    if (s->K < 1) return fail(err, "%s: a TopK dictionary whose files do not say k; give it with --k", path);
+    if (s->K > s->M) return fail(err, "encode: --k must be at most %d, the features of %s, found %d", s->M, path, s->K);
     return 0;
 }
 
-static int run(const struct command *self, struct error *err)
-{
+static int run(const struct command *self, struct error *err) {
     const char *path = option(self, "--sae")->text;
     char why[256] = "";
     struct sae_host host = {0};
     struct rows rows = {0};
     int status = -1;
     struct device *dev = device_open(0, self->threads, why, sizeof why);
-    if (!dev)
-        return fail(err, "no device: %s", why);
-    if (sae_load(&host, path, err) || set_k(&host, self, path, err))
-        goto done;
-    if (rows_open(&rows, option(self, "--in")->text, option(self, "--tensor")->text, host.d, path, err))
-        goto done;
+    if (!dev) return fail(err, "no device: %s", why);
+    if (sae_load(&host, path, err) || set_k(&host, self, path, err)) goto done;
+    if (rows_open(&rows, option(self, "--in")->text, option(self, "--tensor")->text, host.d, path, err)) goto done;
     status = encode_rows(dev, &host, &rows, option(self, "--out")->text, err);
 done:
     rows_close(&rows);
@@ -191,7 +174,11 @@ done:
 static struct option options[] = {
     {.name = "--sae", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "the dictionary: a Llama Scope or SAELens folder"},
     {.name = "--in", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file with the rows"},
-    {.name = "--tensor", .value = "NAME", .type = OPTION_TEXT, .required = true, .help = "name of the tensor in it: (N, d) or (.., d), any float type"},
+    {.name = "--tensor",
+     .value = "NAME",
+     .type = OPTION_TEXT,
+     .required = true,
+     .help = "name of the tensor in it: (N, d) or (.., d), any float type"},
     {.name = "--k", .type = OPTION_INT, .low = 1, .high = 1 << 20, .help = "active features of a TopK dictionary whose files do not say"},
     {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
     {.name = NULL},
@@ -200,10 +187,12 @@ static struct option options[] = {
 struct command command_encode = {
     .name = "encode",
     .summary = "sparse codes of rows of activations under a dictionary",
-    .description = "Writes indices (N, K) ascending and padded with -1, values (N, K) padded with 0, reconstruction (N, d); K is the largest number\n"
-                   "of active features of a row. Values are in the units of docs/cli.md (Llama Scope: raw activations, unit decoder rows).\n\n"
-                   "  stagediff harvest --model llava --data vqa.jsonl --points blocks.12.hook_resid_post --out rows.safetensors\n"
-                   "  stagediff encode --sae Llama3_1-8B-Base-L12R-8x --in rows.safetensors --tensor 0/blocks.12.hook_resid_post --out codes.safetensors\n",
+    .description =
+        "Writes indices (N, K) ascending and padded with -1, values (N, K) padded with 0, reconstruction (N, d); K is the largest number\n"
+        "of active features of a row. Values are in the units of docs/cli.md (Llama Scope: raw activations, unit decoder rows).\n\n"
+        "  stagediff harvest --model llava --data vqa.jsonl --points blocks.12.hook_resid_post --out rows.safetensors\n"
+        "  stagediff encode --sae Llama3_1-8B-Base-L12R-8x --in rows.safetensors --tensor 0/blocks.12.hook_resid_post --out "
+        "codes.safetensors\n",
     .options = options,
     .run = run,
 };

@@ -10,26 +10,27 @@
 
 /* What the configuration, the model's and the dictionaries' headers say before anything is loaded (train_plan.c). */
 struct train_plan {
-    int n_layers, *layers;           /* owned */
+    int n_layers, *layers; /* owned */
     int d, k, layers_at_once, n_groups;
-    int *base_features;              /* (n_layers), M of the base dictionary, 0 without; owned */
-    int *random_features;            /* (n_layers); owned */
-    int largest;                     /* M of the largest dictionary that is trained */
+    int *base_features;   /* (n_layers), M of the base dictionary, 0 without; owned */
+    int *random_features; /* (n_layers); owned */
+    int largest;          /* M of the largest dictionary that is trained */
     bool has_tower;
-    size_t first, count;             /* training samples */
-    long total;                      /* samples to stream: count x passes */
+    size_t first, count; /* training samples */
+    long total;          /* samples to stream: count x passes */
     struct train_settings settings;
 };
-/* first, count: the training samples (run_samples). Prints the memory arithmetic (log_note) and refuses what cannot fit. at_once > 0: use that many
- * layers (a resumed run's), else what the configuration or the free memory says. */
-int train_plan_open(struct train_plan *p, const struct run_config *c, struct device *dev, size_t first, size_t count, int at_once, struct error *err);
+/* first, count: the training samples (run_samples). Prints the memory arithmetic (log_note) and refuses what cannot fit. at_once > 0: use
+ * that many layers (a resumed run's), else what the configuration or the free memory says. */
+int train_plan_open(struct train_plan *p, const struct run_config *c, struct device *dev, size_t first, size_t count, int at_once,
+                    struct error *err);
 int train_plan_features(const struct train_plan *p, enum regime r, int slot); /* M; slot: index into layers */
 void train_plan_free(struct train_plan *p);
 
 /* Where a run stands: OUT/state/state.json, renamed into place after the files it names (train_state.c). */
 struct train_state {
-    bool found, done;   /* done: every dictionary is in OUT/sae */
-    int group;          /* layer group under way */
+    bool found, done; /* done: every dictionary is in OUT/sae */
+    int group;        /* layer group under way */
     int layers_at_once;
     long cursor;        /* samples streamed before the block under way */
     long block;         /* its number */
@@ -39,7 +40,7 @@ struct train_state {
     double elapsed;     /* seconds of earlier processes */
     long rows;          /* SAE rows trained on in all */
     long skipped;
-    int n_files;        /* state of trainee i is in files[i]; names in OUT/state, owned */
+    int n_files; /* state of trainee i is in files[i]; names in OUT/state, owned */
     char **files;
 };
 /* Reads it; another configuration's unfinished state is an error, a finished one's is ignored. */

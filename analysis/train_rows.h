@@ -3,9 +3,9 @@
 #define ANALYSIS_TRAIN_ROWS_H
 #include "sae/trainer.h"
 struct train_rows {
-    const char *rows, *tensor;       /* file and tensor */
-    const char *sae;                 /* start, or NULL: random of `features` */
-    int features, k;                 /* k 0: the start's own, 50 where it has none */
+    const char *rows, *tensor; /* file and tensor */
+    const char *sae;           /* start, or NULL: random of `features` */
+    int features, k;           /* k 0: the start's own, 50 where it has none */
     long steps;
     int batch;
     bool shuffle;

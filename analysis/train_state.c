@@ -10,22 +10,19 @@
 #include <string.h>
 #include <unistd.h>
 
-char *train_state_path(const struct run_config *c, const char *name)
-{
+char *train_state_path(const struct run_config *c, const char *name) {
     char *folder = path_join(c->out, "state"), *path = path_join(folder, name);
     free(folder);
     return path;
 }
 
 /* What must be the same for a state to go on: all that changes the numbers, input files (size, time of change) included. */
-static json_t *identity(const struct run_config *c)
-{
-    static const char *const top[] = {"out", "base", "diff", "report"}, *const train[] = {"log_every", "checkpoint_seconds", "dead_window", "layers_at_once"};
+static json_t *identity(const struct run_config *c) {
+    static const char *const top[] = {"out", "base", "diff", "report"}, *const train[] = {"log_every", "checkpoint_seconds", "dead_window",
+                                                                                          "layers_at_once"};
     json_t *o = json_deep_copy(c->resolved);
-    for (size_t i = 0; i < sizeof top / sizeof *top; i++)
-        json_object_del(o, top[i]);
-    for (size_t i = 0; i < sizeof train / sizeof *train; i++)
-        json_object_del(json_object_get(o, "train"), train[i]);
+    for (size_t i = 0; i < sizeof top / sizeof *top; i++) json_object_del(o, top[i]);
+    for (size_t i = 0; i < sizeof train / sizeof *train; i++) json_object_del(json_object_get(o, "train"), train[i]);
     json_object_del(json_object_get(o, "data"), "validation");
     char hash[17];
     run_inputs_hash(hash, (const char *const[]){c->model, c->saes, c->train_data}, 3);
@@ -33,27 +30,26 @@ static json_t *identity(const struct run_config *c)
     return o;
 }
 
-void train_state_free(struct train_state *s)
-{
-    for (int i = 0; i < s->n_files; i++)
-        free(s->files[i]);
+void train_state_free(struct train_state *s) {
+    for (int i = 0; i < s->n_files; i++) free(s->files[i]);
     free(s->files);
     s->files = NULL;
     s->n_files = 0;
 }
 
-static int read_state(struct train_state *s, json_t *o, const char *path, struct error *err)
-{
+static int read_state(struct train_state *s, json_t *o, const char *path, struct error *err) {
     json_int_t group, at_once, cursor, block, trainee, batch, generation, metrics, rows, skipped;
     int done;
     json_t *files;
     json_error_t where;
-    if (json_unpack_ex(o, &where, 0, "{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:o}", "done", &done, "group", &group, "layers_at_once", &at_once, "cursor", &cursor, "block", &block,
-                       "trainee", &trainee, "batch", &batch, "generation", &generation, "metrics_bytes", &metrics, "elapsed", &s->elapsed, "rows", &rows, "skipped", &skipped, "files", &files))
+    if (json_unpack_ex(o, &where, 0, "{s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:o}", "done", &done, "group", &group,
+                       "layers_at_once", &at_once, "cursor", &cursor, "block", &block, "trainee", &trainee, "batch", &batch, "generation",
+                       &generation, "metrics_bytes", &metrics, "elapsed", &s->elapsed, "rows", &rows, "skipped", &skipped, "files", &files))
         return fail(err, "%s: not a state that this build wrote (%s); delete the folder to start again", path, where.text);
     s->found = true, s->done = done != 0;
     s->group = (int)group, s->layers_at_once = (int)at_once, s->trainee = (int)trainee, s->batch = (int)batch;
-    s->cursor = (long)cursor, s->block = (long)block, s->generation = (long)generation, s->metrics_bytes = (long)metrics, s->rows = (long)rows, s->skipped = (long)skipped;
+    s->cursor = (long)cursor, s->block = (long)block, s->generation = (long)generation, s->metrics_bytes = (long)metrics,
+    s->rows = (long)rows, s->skipped = (long)skipped;
     s->n_files = (int)json_array_size(files);
     s->files = memory_take((size_t)s->n_files + 1, sizeof *s->files);
     for (int i = 0; i < s->n_files; i++) {
@@ -63,15 +59,13 @@ static int read_state(struct train_state *s, json_t *o, const char *path, struct
     return 0;
 }
 
-int train_state_load(struct train_state *s, const struct run_config *c, struct error *err)
-{
+int train_state_load(struct train_state *s, const struct run_config *c, struct error *err) {
     char *path = train_state_path(c, "state.json");
     json_t *o = NULL, *mine = identity(c);
     json_error_t where;
     int status = 0;
     memset(s, 0, sizeof *s);
-    if (!file_exists(path))
-        goto done;
+    if (!file_exists(path)) goto done;
     o = json_load_file(path, 0, &where);
     if (!o) {
         status = fail(err, "%s: line %d: not valid JSON: %s; delete the folder to start again", path, where.line, where.text);
@@ -79,7 +73,10 @@ int train_state_load(struct train_state *s, const struct run_config *c, struct e
     }
     bool same = json_equal(json_object_get(o, "settings"), mine);
     if (!same && !json_is_true(json_object_get(o, "done")))
-        status = fail(err, "%s: holds an unfinished training with other settings or input files; finish it, delete the folder %s/state, or choose another \"out\"", path, c->out);
+        status = fail(err,
+                      "%s: holds an unfinished training with other settings or input files; finish it, delete the folder %s/state, or "
+                      "choose another \"out\"",
+                      path, c->out);
     else if (same)
         status = read_state(s, o, path, err);
 done:
@@ -88,16 +85,13 @@ done:
     return status;
 }
 
-static bool named(const struct train_state *s, const char *name)
-{
+static bool named(const struct train_state *s, const char *name) {
     for (int i = 0; i < s->n_files; i++)
-        if (strcmp(s->files[i], name) == 0)
-            return true;
+        if (strcmp(s->files[i], name) == 0) return true;
     return false;
 }
 
-static void remove_others(const struct train_state *s, const struct run_config *c)
-{
+static void remove_others(const struct train_state *s, const struct run_config *c) {
     char *folder = train_state_path(c, "");
     DIR *dir = opendir(folder);
     for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
@@ -107,21 +101,20 @@ static void remove_others(const struct train_state *s, const struct run_config *
         unlink(path);
         free(path);
     }
-    if (dir)
-        closedir(dir);
+    if (dir) closedir(dir);
     free(folder);
 }
 
-int train_state_write(const struct train_state *s, const struct run_config *c, struct error *err)
-{
+int train_state_write(const struct train_state *s, const struct run_config *c, struct error *err) {
     struct file_writer w = {0};
     char *path = train_state_path(c, "state.json");
     json_t *files = json_array();
-    for (int i = 0; i < s->n_files; i++)
-        json_array_append_new(files, json_string(s->files[i]));
-    json_t *o = json_pack("{s:o, s:b, s:i, s:i, s:I, s:I, s:i, s:i, s:I, s:I, s:f, s:I, s:I, s:o}", "settings", identity(c), "done", s->done, "group", s->group, "layers_at_once", s->layers_at_once, "cursor",
-                          (json_int_t)s->cursor, "block", (json_int_t)s->block, "trainee", s->trainee, "batch", s->batch, "generation", (json_int_t)s->generation, "metrics_bytes",
-                          (json_int_t)s->metrics_bytes, "elapsed", s->elapsed, "rows", (json_int_t)s->rows, "skipped", (json_int_t)s->skipped, "files", files);
+    for (int i = 0; i < s->n_files; i++) json_array_append_new(files, json_string(s->files[i]));
+    json_t *o = json_pack("{s:o, s:b, s:i, s:i, s:I, s:I, s:i, s:i, s:I, s:I, s:f, s:I, s:I, s:o}", "settings", identity(c), "done",
+                          s->done, "group", s->group, "layers_at_once", s->layers_at_once, "cursor", (json_int_t)s->cursor, "block",
+                          (json_int_t)s->block, "trainee", s->trainee, "batch", s->batch, "generation", (json_int_t)s->generation,
+                          "metrics_bytes", (json_int_t)s->metrics_bytes, "elapsed", s->elapsed, "rows", (json_int_t)s->rows, "skipped",
+                          (json_int_t)s->skipped, "files", files);
     int status = file_writer_open(&w, path, err);
     if (status == 0 && json_dumpf(o, w.stream, JSON_INDENT(2))) {
         file_writer_abort(&w);
@@ -129,8 +122,7 @@ int train_state_write(const struct train_state *s, const struct run_config *c, s
     } else if (status == 0) {
         status = file_writer_commit(&w, err);
     }
-    if (status == 0)
-        remove_others(s, c);
+    if (status == 0) remove_others(s, c);
     json_decref(o);
     free(path);
     return status;

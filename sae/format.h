@@ -26,7 +26,8 @@ int json_count(const json_t *o, const char *file, const char *key, int fallback,
 /* A string, or NULL when absent or null; -1 for other types. */
 int json_text(const json_t *o, const char *file, const char *key, const char **value, struct error *err);
 
-/* The tensor (rank 1 or 2, floating point) as f32; transposed: (a, b) stored becomes (b, a). Values that are NaN or infinite are refused. */
+/* The tensor (rank 1 or 2, floating point) as f32; transposed: (a, b) stored becomes (b, a). Values that are NaN or infinite are refused.
+ */
 int tensor_load(float **out, const struct safetensors *st, const char *name, int rows, int columns, bool transposed, struct error *err);
 int layer_of_hook(const char *hook); /* -1 when it names none */
 #endif

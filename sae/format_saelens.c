@@ -19,22 +19,19 @@ struct lens {
 };
 
 /* Configurations before SAELens 6 are flat, name topk by its activation function and may spell keys otherwise. */
-static int read_architecture(struct sae_host *s, struct lens *c, const json_t *o, const char *file, struct error *err)
-{
+static int read_architecture(struct sae_host *s, struct lens *c, const json_t *o, const char *file, struct error *err) {
     const char *arch, *act, *older;
-    if (json_text(o, file, "architecture", &arch, err) || json_text(o, file, "activation_fn", &act, err) || json_text(o, file, "activation_fn_str", &older, err))
+    if (json_text(o, file, "architecture", &arch, err) || json_text(o, file, "activation_fn", &act, err) ||
+        json_text(o, file, "activation_fn_str", &older, err))
         return -1;
     act = act ? act : older;
     bool topk_function = act && strcmp(act, "topk") == 0;
-    if (!arch)
-        arch = "standard";
+    if (!arch) arch = "standard";
     if (strcmp(arch, "topk") == 0 || (strcmp(arch, "standard") == 0 && topk_function)) {
         const json_t *kwargs = json_object_get(o, "activation_fn_kwargs");
         s->activation = SAE_TOPK;
-        if (json_count(json_is_object(kwargs) && !json_object_get(o, "k") ? kwargs : o, file, "k", 0, &s->K, err))
-            return -1;
-        if (s->K > s->M)
-            return fail(err, "%s: \"k\" is %d but \"d_sae\" %d", file, s->K, s->M);
+        if (json_count(json_is_object(kwargs) && !json_object_get(o, "k") ? kwargs : o, file, "k", 0, &s->K, err)) return -1;
+        if (s->K > s->M) return fail(err, "%s: \"k\" is %d but \"d_sae\" %d", file, s->K, s->M);
         return json_bool(o, file, "rescale_acts_by_decoder_norm", false, &c->rescale, err);
     }
     if (strcmp(arch, "jumprelu") == 0)
@@ -44,12 +41,12 @@ static int read_architecture(struct sae_host *s, struct lens *c, const json_t *o
     else if (strcmp(arch, "standard") == 0)
         return fail(err, "%s: \"activation_fn\": expected \"relu\" or \"topk\", found \"%.60s\", which is not supported", file, act);
     else
-        return fail(err, "%s: \"architecture\": expected \"topk\", \"standard\" or \"jumprelu\", found \"%.60s\", which is not supported", file, arch);
+        return fail(err, "%s: \"architecture\": expected \"topk\", \"standard\" or \"jumprelu\", found \"%.60s\", which is not supported",
+                    file, arch);
     return 0;
 }
 
-static int read_normalisation(const json_t *o, const char *file, struct error *err)
-{
+static int read_normalisation(const json_t *o, const char *file, struct error *err) {
     const json_t *v = json_object_get(o, "normalize_activations");
     const char *text;
     if (!v || json_is_boolean(v)) { /* before 6: true meant expected_average_only_in */
@@ -57,41 +54,38 @@ static int read_normalisation(const json_t *o, const char *file, struct error *e
             log_note("%s: activations were normalised on average during training; as in SAELens, inputs are taken as they are", file);
         return 0;
     }
-    if (json_text(o, file, "normalize_activations", &text, err))
-        return -1;
-    if (!text || strcmp(text, "none") == 0)
-        return 0;
+    if (json_text(o, file, "normalize_activations", &text, err)) return -1;
+    if (!text || strcmp(text, "none") == 0) return 0;
     if (strcmp(text, "expected_average_only_in") == 0) {
         log_note("%s: activations were normalised on average during training; as in SAELens, inputs are taken as they are", file);
         return 0;
     }
-    return fail(err, "%s: \"normalize_activations\": expected \"none\" or \"expected_average_only_in\", found \"%.60s\", which scales every input by itself and is not supported", file, text);
+    return fail(err,
+                "%s: \"normalize_activations\": expected \"none\" or \"expected_average_only_in\", found \"%.60s\", which scales every "
+                "input by itself and is not supported",
+                file, text);
 }
 
-static int read_config(struct sae_host *s, struct lens *c, const char *file, struct error *err)
-{
+static int read_config(struct sae_host *s, struct lens *c, const char *file, struct error *err) {
     json_t *o = json_open(file, err);
     const char *hook = NULL, *older = NULL, *inner = NULL;
     int d_out = 0, status = -1;
-    if (!o)
-        return -1;
-    if (json_count(o, file, "d_in", 0, &s->d, err) || json_count(o, file, "d_sae", 0, &s->M, err) || json_count(o, file, "d_out", s->d, &d_out, err)
-        || json_bool(o, file, "apply_b_dec_to_input", true, &c->pre_bias, err) || json_text(o, file, "hook_name", &hook, err)
-        || json_text(o, file, "hook_point", &older, err))
+    if (!o) return -1;
+    if (json_count(o, file, "d_in", 0, &s->d, err) || json_count(o, file, "d_sae", 0, &s->M, err) ||
+        json_count(o, file, "d_out", s->d, &d_out, err) || json_bool(o, file, "apply_b_dec_to_input", true, &c->pre_bias, err) ||
+        json_text(o, file, "hook_name", &hook, err) || json_text(o, file, "hook_point", &older, err))
         goto done;
     if (s->d == 0 || s->M == 0) {
         fail(err, "%s: \"%s\" is missing; is this the cfg.json of a SAELens dictionary?", file, s->d == 0 ? "d_in" : "d_sae");
         goto done;
     }
-    if (read_architecture(s, c, o, file, err) || read_normalisation(o, file, err))
-        goto done;
+    if (read_architecture(s, c, o, file, err) || read_normalisation(o, file, err)) goto done;
     if (d_out != s->d) {
         fail(err, "%s: a transcoder (\"d_in\" %d, \"d_out\" %d), which is not supported", file, s->d, d_out);
         goto done;
     }
     const json_t *metadata = json_object_get(o, "metadata");
-    if (json_is_object(metadata) && json_text(metadata, file, "hook_name", &inner, err))
-        goto done;
+    if (json_is_object(metadata) && json_text(metadata, file, "hook_name", &inner, err)) goto done;
     hook = hook ? hook : older ? older : inner;
     snprintf(s->hook, sizeof s->hook, "%s", hook ? hook : "");
     status = 0;
@@ -100,8 +94,7 @@ done:
     return status;
 }
 
-static int refuse_scaling(const struct safetensors *st, const char *file, struct error *err)
-{
+static int refuse_scaling(const struct safetensors *st, const char *file, struct error *err) {
     static const char *const names[] = {"scaling_factor", "finetuning_scaling_factor"};
     static const char *const others[] = {"b_gate", "r_mag", "W_skip", "log_threshold"};
     for (size_t n = 0; n < 2; n++) {
@@ -110,7 +103,8 @@ static int refuse_scaling(const struct safetensors *st, const char *file, struct
             float v;
             tensor_to_f32(t, i, 1, &v);
             if (v != 1.0f)
-                return fail(err, "%s: tensor %s: fine-tuned output scales are not supported (expected all 1, found %g)", file, names[n], (double)v);
+                return fail(err, "%s: tensor %s: fine-tuned output scales are not supported (expected all 1, found %g)", file, names[n],
+                            (double)v);
         }
     }
     for (size_t n = 0; n < sizeof others / sizeof *others; n++)
@@ -119,8 +113,7 @@ static int refuse_scaling(const struct safetensors *st, const char *file, struct
     return 0;
 }
 
-static void fold(struct sae_host *s, const struct lens *c)
-{
+static void fold(struct sae_host *s, const struct lens *c) {
     size_t d = (size_t)s->d;
 #pragma omp parallel for schedule(static)
     for (int f = 0; f < s->M; f++) {
@@ -130,10 +123,8 @@ static void fold(struct sae_host *s, const struct lens *c)
             shift += (double)E[i] * (double)s->b_d[i];
             sum += (double)D[i] * (double)D[i];
         }
-        if (c->pre_bias)
-            s->b_e[f] = (float)((double)s->b_e[f] - shift);
-        if (!c->rescale)
-            continue;
+        if (c->pre_bias) s->b_e[f] = (float)((double)s->b_e[f] - shift);
+        if (!c->rescale) continue;
         float n = (float)sqrt(sum);
         s->b_e[f] *= n;
         for (size_t i = 0; i < d; i++) {
@@ -143,25 +134,20 @@ static void fold(struct sae_host *s, const struct lens *c)
     }
 }
 
-int saelens_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err)
-{
+int saelens_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err) {
     struct lens c = {false, false};
     struct safetensors *st = NULL;
     int status = -1;
-    if (read_config(s, &c, files->config, err))
-        return -1;
-    if (!arrays)
-        return 0;
-    if (safetensors_open(&st, files->weights, err))
-        return -1;
-    if (refuse_scaling(st, files->weights, err) || tensor_load(&s->E, st, "W_enc", s->d, s->M, true, err) || tensor_load(&s->b_e, st, "b_enc", s->M, 0, false, err)
-        || tensor_load(&s->D, st, "W_dec", s->M, s->d, false, err) || tensor_load(&s->b_d, st, "b_dec", s->d, 0, false, err))
+    if (read_config(s, &c, files->config, err)) return -1;
+    if (!arrays) return 0;
+    if (safetensors_open(&st, files->weights, err)) return -1;
+    if (refuse_scaling(st, files->weights, err) || tensor_load(&s->E, st, "W_enc", s->d, s->M, true, err) ||
+        tensor_load(&s->b_e, st, "b_enc", s->M, 0, false, err) || tensor_load(&s->D, st, "W_dec", s->M, s->d, false, err) ||
+        tensor_load(&s->b_d, st, "b_dec", s->d, 0, false, err))
         goto done;
     if (s->activation == SAE_JUMPRELU) {
-        if (tensor_load(&s->threshold, st, "threshold", s->M, 0, false, err))
-            goto done;
-        for (int f = 0; f < s->M; f++)
-            s->threshold[f] = fmaxf(s->threshold[f], 0);
+        if (tensor_load(&s->threshold, st, "threshold", s->M, 0, false, err)) goto done;
+        for (int f = 0; f < s->M; f++) s->threshold[f] = fmaxf(s->threshold[f], 0);
     }
     fold(s, &c);
     status = 0;
@@ -170,8 +156,7 @@ done:
     return status;
 }
 
-static json_t *config_of(const struct sae_host *s)
-{
+static json_t *config_of(const struct sae_host *s) {
     static const char *const architecture[] = {"topk", "jumprelu", "standard"};
     json_t *o = json_object(), *metadata = json_object();
     json_object_set_new(o, "architecture", json_string(architecture[s->activation]));
@@ -186,17 +171,16 @@ static json_t *config_of(const struct sae_host *s)
     json_object_set_new(o, "apply_b_dec_to_input", json_false());
     json_object_set_new(o, "normalize_activations", json_string("none"));
     json_object_set_new(o, "reshape_activations", json_string("none"));
-    if (s->hook[0])
-        json_object_set_new(metadata, "hook_name", json_string(s->hook));
+    if (s->hook[0]) json_object_set_new(metadata, "hook_name", json_string(s->hook));
     json_object_set_new(metadata, "prepend_bos", json_true());
-    json_object_set_new(metadata, "sae_lens_version", json_string("6.0.0")); /* of the layout: without it SAELens migrates the file as an older one */
+    json_object_set_new(metadata, "sae_lens_version",
+                        json_string("6.0.0")); /* of the layout: without it SAELens migrates the file as an older one */
     json_object_set_new(metadata, "written_by", json_string("stagediff"));
     json_object_set_new(o, "metadata", metadata);
     return o;
 }
 
-static int write_config(const struct sae_host *s, const char *path, struct error *err)
-{
+static int write_config(const struct sae_host *s, const char *path, struct error *err) {
     struct file_writer w = {0};
     json_t *o = config_of(s);
     int status = file_writer_open(&w, path, err);
@@ -213,35 +197,29 @@ static int write_config(const struct sae_host *s, const char *path, struct error
 }
 
 /* cfg.json goes away first and comes back last: a folder that has one is whole, whenever the writer was stopped. */
-int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err)
-{
+int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err) {
     struct safetensors_writer *w = NULL;
     const int64_t d = s->d, M = s->M;
     size_t columns = (size_t)s->M, rows = (size_t)s->d;
-    if (dir_create(dir, err))
-        return -1;
+    if (dir_create(dir, err)) return -1;
     char *config = path_join(dir, "cfg.json"), *weights = path_join(dir, "sae_weights.safetensors");
     int status = -1;
     if (unlink(config) && errno != ENOENT) {
         fail(err, "%s: cannot replace: %s", config, strerror(errno));
         goto done;
     }
-    if (safetensors_writer_open(&w, weights, err))
-        goto done;
+    if (safetensors_writer_open(&w, weights, err)) goto done;
     float *W_enc = memory_take(rows * columns, sizeof *W_enc);
 #pragma omp parallel for schedule(static)
     for (size_t c = 0; c < rows; c++)
-        for (size_t f = 0; f < columns; f++)
-            W_enc[c * columns + f] = s->E[f * rows + c];
+        for (size_t f = 0; f < columns; f++) W_enc[c * columns + f] = s->E[f * rows + c];
     safetensors_writer_metadata(w, "format", "pt");
     safetensors_writer_give(w, "W_enc", DTYPE_F32, 2, (const int64_t[]){d, M}, W_enc);
     safetensors_writer_add(w, "b_enc", DTYPE_F32, 1, &M, s->b_e);
     safetensors_writer_add(w, "W_dec", DTYPE_F32, 2, (const int64_t[]){M, d}, s->D);
     safetensors_writer_add(w, "b_dec", DTYPE_F32, 1, &d, s->b_d);
-    if (s->threshold)
-        safetensors_writer_add(w, "threshold", DTYPE_F32, 1, &M, s->threshold);
-    if (safetensors_writer_commit(w, err))
-        goto done;
+    if (s->threshold) safetensors_writer_add(w, "threshold", DTYPE_F32, 1, &M, s->threshold);
+    if (safetensors_writer_commit(w, err)) goto done;
     status = write_config(s, config, err);
 done:
     free(config), free(weights);

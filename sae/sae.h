@@ -10,12 +10,12 @@ enum sae_format { SAE_FORMAT_LLAMA_SCOPE, SAE_FORMAT_SAELENS };
 struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md */
     enum sae_format format;
     enum sae_activation activation;
-    int d, M, K;         /* K: TopK's k, 0 when the file does not hold one */
+    int d, M, K; /* K: TopK's k, 0 when the file does not hold one */
     float *E, *D, *b_e, *b_d;
-    float *threshold;    /* (M), JumpReLU; else NULL */
-    float *rank_scale;   /* (M), TopK ranked by h * rank_scale; else NULL */
-    char hook[128];      /* "blocks.3.hook_resid_post", "" when unknown */
-    int layer;           /* of the hook, -1 when unknown */
+    float *threshold;  /* (M), JumpReLU; else NULL */
+    float *rank_scale; /* (M), TopK ranked by h * rank_scale; else NULL */
+    char hook[128];    /* "blocks.3.hook_resid_post", "" when unknown */
+    int layer;         /* of the hook, -1 when unknown */
 };
 int sae_load(struct sae_host *s, const char *path, struct error *err); /* folder or file; recognises the format */
 int sae_peek(struct sae_host *s, const char *path, struct error *err); /* the same without the arrays (NULL): configuration only */
@@ -31,8 +31,8 @@ struct sae { /* on the device */
     enum sae_activation activation;
     int d, M, K;
     float *E, *D, *b_e, *b_d, *threshold, *rank_scale;
-    void *E_low;     /* bf16 (M, d) when products are bf16, else NULL */
-    void *scratch;   /* of the encoder, for max_rows rows */
+    void *E_low;   /* bf16 (M, d) when products are bf16, else NULL */
+    void *scratch; /* of the encoder, for max_rows rows */
     size_t scratch_bytes;
     bool scratch_borrowed;
     int max_rows;

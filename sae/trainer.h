@@ -9,7 +9,7 @@ struct train_settings {
     int max_batch; /* rows */
 };
 extern const struct train_settings train_defaults; /* 2e-4, 0.9, 0.999, 1e-8, unit norm, f32 products; max_batch 4096 */
-struct train_metrics { /* of one step, before its update */
+struct train_metrics {                             /* of one step, before its update */
     double loss, fvu, l0;
     long step;
     int rows;
@@ -26,7 +26,8 @@ void sae_workspace_close(struct sae_workspace *w); /* NULL is fine */
 
 struct sae_trainer; /* owns the dictionary, Adam's moments and, unless lent one, its workspace on the device */
 /* shared: a workspace, borrowed; NULL: the trainer opens its own. start: TopK (sae_make_topk). */
-int sae_trainer_open(struct sae_trainer **t, struct device *dev, const struct sae_host *start, const struct train_settings *settings, struct sae_workspace *shared, struct error *err);
+int sae_trainer_open(struct sae_trainer **t, struct device *dev, const struct sae_host *start, const struct train_settings *settings,
+                     struct sae_workspace *shared, struct error *err);
 void sae_trainer_close(struct sae_trainer *t); /* NULL is fine */
 /* One update on x (n, d) act_t on the device. Metrics are read back (a wait) only when `metrics` is not NULL. */
 void sae_trainer_step(struct sae_trainer *t, const void *x, int n, struct train_metrics *metrics);

@@ -6,8 +6,7 @@
 
 static char *folder;
 
-static char *write_config(const char *text)
-{
+static char *write_config(const char *text) {
     char *path = path_join(folder, "c.json");
     FILE *f = fopen(path, "w");
     assert_non_null(f);
@@ -16,14 +15,13 @@ static char *write_config(const char *text)
     return path;
 }
 
-static void test_defaults(void **state)
-{
+static void test_defaults(void **state) {
     (void)state;
     struct run_config c;
     struct error err = {{0}};
-    char *path = write_config("{\"out\": \"run\", \"model\": \"/m\", \"saes\": \"s\", \"data\": {\"train\": \"t.jsonl\"}}"), *out = path_join(folder, "run"), *real = realpath(folder, NULL);
-    if (run_config_open(&c, path, &err))
-        fail_msg("%s", err.text);
+    char *path = write_config("{\"out\": \"run\", \"model\": \"/m\", \"saes\": \"s\", \"data\": {\"train\": \"t.jsonl\"}}"),
+         *out = path_join(folder, "run"), *real = realpath(folder, NULL);
+    if (run_config_open(&c, path, &err)) fail_msg("%s", err.text);
     assert_true(strncmp(c.out, real, strlen(real)) == 0 && strcmp(c.out + strlen(real), "/run") == 0);
     assert_string_equal(c.model, "/m");
     assert_null(c.base);
@@ -42,38 +40,36 @@ static void test_defaults(void **state)
     free(path), free(out), free(real);
 }
 
-static void test_values(void **state)
-{
+static void test_values(void **state) {
     (void)state;
     struct run_config c;
     struct error err = {{0}};
-    char *path = write_config("{\"out\": \"/r\", \"model\": \"/m\", \"seed\": 9007199254740991, \"layers\": [0, 3, 31], \"regimes\": [\"random\"], \"data\": {\"train\": \"/t\", \"train_samples\": 5},\n"
-                              "\"train\": {\"k\": 7, \"products\": \"bf16\", \"unit_norm_decoder\": false, \"passes\": 0.5}, \"diff\": {\"regime\": \"full\", \"tokens\": \"text\"}}");
-    if (run_config_open(&c, path, &err))
-        fail_msg("%s", err.text);
+    char *path = write_config("{\"out\": \"/r\", \"model\": \"/m\", \"seed\": 9007199254740991, \"layers\": [0, 3, 31], \"regimes\": "
+                              "[\"random\"], \"data\": {\"train\": \"/t\", \"train_samples\": 5},\n"
+                              "\"train\": {\"k\": 7, \"products\": \"bf16\", \"unit_norm_decoder\": false, \"passes\": 0.5}, \"diff\": "
+                              "{\"regime\": \"full\", \"tokens\": \"text\"}}");
+    if (run_config_open(&c, path, &err)) fail_msg("%s", err.text);
     assert_int_equal(c.n_layers, 3);
     assert_int_equal(c.layers[2], 31);
-    assert_true(c.seed == 9007199254740991ul && c.k == 7 && c.bf16_products && !c.unit_norm_decoder && c.passes == 0.5 && c.train_samples == 5);
+    assert_true(c.seed == 9007199254740991ul && c.k == 7 && c.bf16_products && !c.unit_norm_decoder && c.passes == 0.5 &&
+                c.train_samples == 5);
     assert_true(c.diff_regime == REGIME_FULL && c.diff_text_tokens && c.regimes[REGIME_RANDOM] && !c.regimes[REGIME_TEXT]);
     run_config_free(&c);
     free(path);
 }
 
-static void refused(const char *text, const char *first, const char *second)
-{
+static void refused(const char *text, const char *first, const char *second) {
     struct run_config c;
     struct error err = {{0}};
     char *path = write_config(text);
-    if (run_config_open(&c, path, &err) == 0)
-        fail_msg("taken: %s", text);
+    if (run_config_open(&c, path, &err) == 0) fail_msg("taken: %s", text);
     print_message("    %s\n", err.text + strlen(folder));
     if (!strstr(err.text, path) || !strstr(err.text, first) || !strstr(err.text, second))
         fail_msg("\"%s\" does not name the file, \"%s\" and \"%s\"", err.text, first, second);
     free(path);
 }
 
-static void test_errors(void **state)
-{
+static void test_errors(void **state) {
     (void)state;
 #define WITH(more) "{\"out\": \"r\", \"model\": \"m\", \"data\": {\"train\": \"t\"}" more "}"
     refused("{\"out\": \"r\", \"data\": {\"train\": \"t\"}}", "\"model\"", "missing");
@@ -97,8 +93,7 @@ static void test_errors(void **state)
     refused("{\"out\": \"r\", \"out\": \"q\"}", "line", "duplicate");
 }
 
-static void expect(const char *data, bool validation, long first, long count)
-{
+static void expect(const char *data, bool validation, long first, long count) {
     struct run_config c;
     struct samples s;
     struct error err = {{0}};
@@ -106,15 +101,13 @@ static void expect(const char *data, bool validation, long first, long count)
     size_t f = 0, n = 0;
     snprintf(text, sizeof text, "{\"out\": \"r\", \"model\": \"m\", \"data\": {%s}}", data);
     char *path = write_config(text);
-    if (run_config_open(&c, path, &err))
-        fail_msg("%s", err.text);
+    if (run_config_open(&c, path, &err)) fail_msg("%s", err.text);
     int status = run_samples(&c, validation, &s, &f, &n, &err);
     if (count < 0) {
         assert_int_equal(status, -1);
         print_message("    %s\n", err.text + strlen(folder));
     } else {
-        if (status)
-            fail_msg("%s", err.text);
+        if (status) fail_msg("%s", err.text);
         assert_int_equal(f, first);
         assert_int_equal(n, count);
         samples_free(&s);
@@ -123,14 +116,12 @@ static void expect(const char *data, bool validation, long first, long count)
     free(path);
 }
 
-static void test_samples(void **state)
-{
+static void test_samples(void **state) {
     (void)state;
     for (int i = 0; i < 2; i++) {
         char *path = path_join(folder, i ? "v.jsonl" : "t.jsonl");
         FILE *f = fopen(path, "w");
-        for (int n = 0; n < (i ? 7 : 25); n++)
-            fputs("{\"prompt\": \"x\"}\n", f);
+        for (int n = 0; n < (i ? 7 : 25); n++) fputs("{\"prompt\": \"x\"}\n", f);
         fclose(f);
         free(path);
     }
@@ -148,18 +139,16 @@ static void test_samples(void **state)
     expect("\"train\": \"absent.jsonl\"", false, 0, -1);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults), cmocka_unit_test(test_values), cmocka_unit_test(test_errors), cmocka_unit_test(test_samples)};
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults), cmocka_unit_test(test_values), cmocka_unit_test(test_errors),
+                                       cmocka_unit_test(test_samples)};
     const char *root = getenv("TMPDIR");
     char command[1024];
     folder = path_join(root ? root : "/tmp", "stagediff-config-XXXXXX");
-    if (!mkdtemp(folder))
-        return 1;
+    if (!mkdtemp(folder)) return 1;
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    if (system(command))
-        return 1;
+    if (system(command)) return 1;
     free(folder);
     return failures;
 }

@@ -16,8 +16,7 @@ static char *folder;
 static char *in_folder(const char *name) { return path_join(folder, name); }
 
 /* stagediff NAME ARGS...: what run() returns, or -1 of the parser. Words are split at blanks; '@' stands for the folder. */
-static int stagediff(struct command *cmd, const char *line, struct error *err)
-{
+static int stagediff(struct command *cmd, const char *line, struct error *err) {
     static char words[40][256];
     char *argv[40], copy[1024];
     int n = 0;
@@ -35,8 +34,7 @@ static int stagediff(struct command *cmd, const char *line, struct error *err)
     return status ? status : cmd->run(cmd, err);
 }
 
-static void refused(struct command *cmd, const char *line, const char *first, const char *second)
-{
+static void refused(struct command *cmd, const char *line, const char *first, const char *second) {
     struct error err;
     int status = stagediff(cmd, line, &err);
     print_message("    %s\n", err.text);
@@ -44,20 +42,17 @@ static void refused(struct command *cmd, const char *line, const char *first, co
         fail_msg("%s: status %d, \"%s\" does not say \"%s\" and \"%s\"", line, status, err.text, first, second);
 }
 
-static void write_rows(const char *name, enum dtype dtype, int rank, const int64_t *shape, const void *data)
-{
+static void write_rows(const char *name, enum dtype dtype, int rank, const int64_t *shape, const void *data) {
     struct safetensors_writer *w;
     struct error err = {{0}};
     char *path = in_folder(name);
     assert_int_equal(safetensors_writer_open(&w, path, &err), 0);
     safetensors_writer_add(w, "x", dtype, rank, shape, data);
-    if (safetensors_writer_commit(w, &err))
-        fail_msg("%s", err.text);
+    if (safetensors_writer_commit(w, &err)) fail_msg("%s", err.text);
     free(path);
 }
 
-static void write_start(void)
-{
+static void write_start(void) {
     struct safetensors *st;
     struct sae_host s = {.activation = SAE_TOPK, .d = 24, .M = 96, .K = 5, .layer = -1};
     struct error err = {{0}};
@@ -73,20 +68,17 @@ static void write_start(void)
     }
     safetensors_close(st);
     char *dir = in_folder("start");
-    if (sae_save_saelens(&s, dir, &err))
-        fail_msg("%s", err.text);
+    if (sae_save_saelens(&s, dir, &err)) fail_msg("%s", err.text);
     s.activation = SAE_JUMPRELU;
     s.threshold = memory_take(96, sizeof(float));
     free(dir);
     dir = in_folder("jump");
-    if (sae_save_saelens(&s, dir, &err))
-        fail_msg("%s", err.text);
+    if (sae_save_saelens(&s, dir, &err)) fail_msg("%s", err.text);
     free(dir);
     sae_host_free(&s);
 }
 
-static double line_number(const char *line, const char *key)
-{
+static double line_number(const char *line, const char *key) {
     json_t *o = json_loads(line, 0, NULL);
     assert_non_null(o);
     double x = json_number_value(json_object_get(o, key));
@@ -94,12 +86,12 @@ static double line_number(const char *line, const char *key)
     return x;
 }
 
-static void test_losses(void **state)
-{
+static void test_losses(void **state) {
     (void)state;
     struct safetensors *st;
     struct error err;
-    if (stagediff(&command_train, "--rows " GOLDEN " --tensor x --sae @start --steps 20 --batch 32 --lr 1e-2 --no-shuffle --out @trained --quiet", &err))
+    if (stagediff(&command_train,
+                  "--rows " GOLDEN " --tensor x --sae @start --steps 20 --batch 32 --lr 1e-2 --no-shuffle --out @trained --quiet", &err))
         fail_msg("%s", err.text);
     assert_int_equal(safetensors_open(&st, GOLDEN, &err), 0);
     float losses[20];
@@ -125,28 +117,25 @@ static void test_losses(void **state)
     }
 }
 
-static void stop_now(int number)
-{
+static void stop_now(int number) {
     (void)number;
     stop_signal = SIGTERM;
 }
 
-static void same(const char *a, const char *b, const char *name)
-{
+static void same(const char *a, const char *b, const char *name) {
     struct tiny t = {.folder = folder};
     same_file(&t, a, b, name);
 }
 
-static void test_stops(void **state)
-{
+static void test_stops(void **state) {
     (void)state;
     struct error err;
-    static const char line[] = "--rows " GOLDEN " --tensor x --random 64 --k 4 --steps 300 --batch 100 --lr 1e-3 --seed 3 --quiet --threads 1 --out ";
+    static const char line[] =
+        "--rows " GOLDEN " --tensor x --random 64 --k 4 --steps 300 --batch 100 --lr 1e-3 --seed 3 --quiet --threads 1 --out ";
     char whole[256], stopped[256];
     snprintf(whole, sizeof whole, "%s@whole", line);
     snprintf(stopped, sizeof stopped, "%s@stopped", line);
-    if (stagediff(&command_train, whole, &err))
-        fail_msg("%s", err.text);
+    if (stagediff(&command_train, whole, &err)) fail_msg("%s", err.text);
     struct sigaction action = {.sa_handler = stop_now};
     sigaction(SIGALRM, &action, NULL);
     int status, stops = 0;
@@ -156,24 +145,21 @@ static void test_stops(void **state)
         status = stagediff(&command_train, stopped, &err);
         setitimer(ITIMER_REAL, &off, NULL);
         stop_signal = 0;
-        if (status != 128 + SIGTERM || stops > 200)
-            break;
-        refused(&command_train, "--rows " GOLDEN " --tensor x --random 64 --k 4 --steps 300 --batch 99 --lr 1e-3 --out @stopped --quiet", "state.json", "another training");
+        if (status != 128 + SIGTERM || stops > 200) break;
+        refused(&command_train, "--rows " GOLDEN " --tensor x --random 64 --k 4 --steps 300 --batch 99 --lr 1e-3 --out @stopped --quiet",
+                "state.json", "another training");
     }
-    if (status)
-        fail_msg("%s", err.text);
+    if (status) fail_msg("%s", err.text);
     print_message("    stopped %d times\n", stops);
     assert_true(stops > 0);
     same("whole", "stopped", "sae_weights.safetensors");
     same("whole", "stopped", "metrics.jsonl");
 }
 
-static void test_refused(void **state)
-{
+static void test_refused(void **state) {
     (void)state;
     float x[6 * 24];
-    for (int i = 0; i < 6 * 24; i++)
-        x[i] = (float)(i % 7) - 3;
+    for (int i = 0; i < 6 * 24; i++) x[i] = (float)(i % 7) - 3;
     write_rows("good.safetensors", DTYPE_F32, 2, (const int64_t[]){6, 24}, x);
     write_rows("flat.safetensors", DTYPE_F32, 1, (const int64_t[]){144}, x);
     write_rows("none.safetensors", DTYPE_F32, 2, (const int64_t[]){0, 24}, x);
@@ -196,7 +182,8 @@ static void test_refused(void **state)
     refused(&command_train, "--rows @good.safetensors --tensor x" REST, "--sae", "--random");
     refused(&command_train, "--rows @good.safetensors --tensor x --sae @start --batch 4 --lr 1 --out @refused", "--steps", "");
     refused(&command_train, "--rows @good.safetensors --tensor x --sae @start --products fp8" REST, "bf16", "fp8");
-    refused(&command_train, "--rows @good.safetensors --tensor x --sae @start --steps 1 --batch 4 --lr 1 --out @no/such/folder", "no/such", "folder");
+    refused(&command_train, "--rows @good.safetensors --tensor x --sae @start --steps 1 --batch 4 --lr 1 --out @no/such/folder", "no/such",
+            "folder");
     refused(&command_train, "@c.json --rows @good.safetensors", "not both", "CONFIG");
     refused(&command_train, "@c.json --lr 1", "--lr", "CONFIG");
     char *out = in_folder("refused");
@@ -204,20 +191,19 @@ static void test_refused(void **state)
     free(out);
     refused(&command_encode, "--sae @jump --in @good.safetensors --tensor x --k 4 --out @o.safetensors", "--k", "no k");
     refused(&command_encode, "--sae @start --in @good.safetensors --tensor x --k 97 --out @o.safetensors", "97", "96");
-    refused(&command_encode, "--sae tests/sae/golden/saelens_topk --in @good.safetensors --tensor x --out @o.safetensors", "rows of 16", "found 24");
+    refused(&command_encode, "--sae tests/sae/golden/saelens_topk --in @good.safetensors --tensor x --out @o.safetensors", "rows of 16",
+            "found 24");
     refused(&command_encode, "--sae @start --in @good.safetensors --tensor x --out @no/o.safetensors", "no/o.safetensors", "folder");
     out = in_folder("o.safetensors");
     assert_false(file_exists(out));
     free(out);
 }
 
-static float *output(const char *name, const char *tensor, int64_t *rows, int64_t *columns)
-{
+static float *output(const char *name, const char *tensor, int64_t *rows, int64_t *columns) {
     struct safetensors *st;
     struct error err;
     char *path = in_folder(name);
-    if (safetensors_open(&st, path, &err))
-        fail_msg("%s", err.text);
+    if (safetensors_open(&st, path, &err)) fail_msg("%s", err.text);
     const struct tensor *t = safetensors_find(st, tensor);
     assert_non_null(t);
     assert_int_equal(t->rank, 2);
@@ -232,8 +218,7 @@ static float *output(const char *name, const char *tensor, int64_t *rows, int64_
 
 /* Rows of a JumpReLU dictionary with more active features than the first try has room for, in every float type; padded codes give the
  * reconstruction that stands beside them. */
-static void test_encode(void **state)
-{
+static void test_encode(void **state) {
     (void)state;
     enum { N = 40, WIDE_M = 700, WIDE_D = 12 };
     struct sae_host s;
@@ -243,20 +228,19 @@ static void test_encode(void **state)
     assert_int_equal(sae_random(&s, WIDE_D, WIDE_M, 1, 3, &err), 0);
     s.activation = SAE_JUMPRELU;
     s.threshold = memory_take(WIDE_M, sizeof(float));
-    for (int f = 0; f < WIDE_M; f++)
-        s.threshold[f] = 0.05f * (float)(f % 5);
+    for (int f = 0; f < WIDE_M; f++) s.threshold[f] = 0.05f * (float)(f % 5);
     char *dir = in_folder("wide");
     assert_int_equal(sae_save_saelens(&s, dir, &err), 0);
     free(dir);
-    for (int i = 0; i < N * WIDE_D; i++)
-        wide[i] = x[i] = (float)((i * 37 % 101) - 50) / 32 * (i / WIDE_D == 11 ? 0 : 1); /* exact in f32 */
+    for (int i = 0; i < N * WIDE_D; i++) wide[i] = x[i] = (float)((i * 37 % 101) - 50) / 32 * (i / WIDE_D == 11 ? 0 : 1); /* exact in f32 */
     write_rows("wide32.safetensors", DTYPE_F32, 2, (const int64_t[]){N, WIDE_D}, x);
     write_rows("wide64.safetensors", DTYPE_F64, 3, (const int64_t[]){4, N / 4, WIDE_D}, wide);
-    if (stagediff(&command_encode, "--sae @wide --in @wide32.safetensors --tensor x --out @o32.safetensors --quiet", &err)
-        || stagediff(&command_encode, "--sae @wide --in @wide64.safetensors --tensor x --out @o64.safetensors --quiet --threads 1", &err))
+    if (stagediff(&command_encode, "--sae @wide --in @wide32.safetensors --tensor x --out @o32.safetensors --quiet", &err) ||
+        stagediff(&command_encode, "--sae @wide --in @wide64.safetensors --tensor x --out @o64.safetensors --quiet --threads 1", &err))
         fail_msg("%s", err.text);
     int64_t n, K, rows, d;
-    float *indices = output("o64.safetensors", "indices", &n, &K), *values = output("o64.safetensors", "values", &rows, &d), *rebuilt = output("o32.safetensors", "reconstruction", &rows, &d);
+    float *indices = output("o64.safetensors", "indices", &n, &K), *values = output("o64.safetensors", "values", &rows, &d),
+          *rebuilt = output("o32.safetensors", "reconstruction", &rows, &d);
     assert_int_equal(n, N);
     assert_int_equal(d, WIDE_D);
     assert_true(K > 128);
@@ -273,52 +257,44 @@ static void test_encode(void **state)
             assert_int_equal(count, k); /* no hole before it */
             assert_true(k == 0 || indices[r * K + k - 1] < (float)f);
             assert_true(values[r * K + k] > s.threshold[f]);
-            for (int i = 0; i < WIDE_D; i++)
-                y[i] += (double)values[r * K + k] * (double)s.D[f * WIDE_D + i];
+            for (int i = 0; i < WIDE_D; i++) y[i] += (double)values[r * K + k] * (double)s.D[f * WIDE_D + i];
             count++;
         }
         widest = count > widest ? count : widest;
-        for (int i = 0; i < WIDE_D; i++)
-            assert_true(fabs(y[i] - (double)rebuilt[r * WIDE_D + i]) < 1e-4);
-        if (r == 11)
-            assert_int_equal(count, 0);
+        for (int i = 0; i < WIDE_D; i++) assert_true(fabs(y[i] - (double)rebuilt[r * WIDE_D + i]) < 1e-4);
+        if (r == 11) assert_int_equal(count, 0);
     }
     assert_int_equal(widest, K);
     free(indices), free(values), free(rebuilt);
     sae_host_free(&s);
 }
 
-static void test_shuffle(void **state)
-{
+static void test_shuffle(void **state) {
     (void)state;
     enum { N = 1000 };
     int a[N], b[N], seen[N] = {0}, moved = 0;
-    for (int i = 0; i < N; i++)
-        a[i] = b[i] = i;
+    for (int i = 0; i < N; i++) a[i] = b[i] = i;
     shuffle(a, N, seed_mix(1, 2, 3)), shuffle(b, N, seed_mix(1, 2, 4));
     for (int i = 0; i < N; i++) {
         seen[a[i]]++;
         moved += a[i] != b[i];
     }
-    for (int i = 0; i < N; i++)
-        assert_int_equal(seen[i], 1);
+    for (int i = 0; i < N; i++) assert_int_equal(seen[i], 1);
     assert_true(moved > 900);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses), cmocka_unit_test(test_stops), cmocka_unit_test(test_refused), cmocka_unit_test(test_encode), cmocka_unit_test(test_shuffle)};
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses), cmocka_unit_test(test_stops), cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_encode), cmocka_unit_test(test_shuffle)};
     const char *root = getenv("TMPDIR");
     char command[1024];
     folder = path_join(root ? root : "/tmp", "stagediff-rows-XXXXXX");
-    if (!mkdtemp(folder))
-        return 1;
+    if (!mkdtemp(folder)) return 1;
     log_quiet = 1;
     write_start();
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    if (system(command))
-        return 1;
+    if (system(command)) return 1;
     free(folder);
     return failures;
 }

@@ -8,19 +8,16 @@
 
 static struct tiny tiny;
 
-static void set_up_reference(void)
-{
+static void set_up_reference(void) {
     static bool done;
-    if (done)
-        return;
+    if (done) return;
     char *config = tiny_config(&tiny, "whole", "", "");
     assert_int_equal(tiny_train(config, 1), 0);
     free(config);
     done = true;
 }
 
-static void test_threads_and_groups(void **state)
-{
+static void test_threads_and_groups(void **state) {
     (void)state;
     set_up_reference();
     char *two = tiny_config(&tiny, "two", "", ""), *groups = tiny_config(&tiny, "groups", ", \"layers_at_once\": 1", "");
@@ -31,15 +28,13 @@ static void test_threads_and_groups(void **state)
     free(two), free(groups);
 }
 
-static void stop_now(int number)
-{
+static void stop_now(int number) {
     (void)number;
     stop_signal = SIGINT;
 }
 
 /* SIGINT's flag is raised after a time that grows from call to call, until a call gets through. */
-static int stopped_run(const char *config, int *stops)
-{
+static int stopped_run(const char *config, int *stops) {
     struct sigaction action = {.sa_handler = stop_now};
     sigaction(SIGALRM, &action, NULL);
     for (*stops = 0;; (*stops)++) {
@@ -49,14 +44,12 @@ static int stopped_run(const char *config, int *stops)
         int status = tiny_train(config, 1);
         memset(&timer, 0, sizeof timer);
         setitimer(ITIMER_REAL, &timer, NULL);
-        if (status != 128 + SIGINT || *stops > 1000)
-            return status;
+        if (status != 128 + SIGINT || *stops > 1000) return status;
         stop_signal = 0;
     }
 }
 
-static void test_resume(void **state)
-{
+static void test_resume(void **state) {
     (void)state;
     int stops;
     set_up_reference();
@@ -73,8 +66,7 @@ static void test_resume(void **state)
     free(config);
 }
 
-static void test_other_settings_are_refused(void **state)
-{
+static void test_other_settings_are_refused(void **state) {
     (void)state;
     struct run_config c;
     struct error err = {{0}};
@@ -101,8 +93,7 @@ static void test_other_settings_are_refused(void **state)
     free(config), free(other), free(state_path);
 }
 
-static void test_metrics_lines(void **state)
-{
+static void test_metrics_lines(void **state) {
     (void)state;
     set_up_reference();
     char *path = tiny_path(&tiny, "whole", "metrics.jsonl"), line[512];
@@ -113,8 +104,7 @@ static void test_metrics_lines(void **state)
         json_t *o = json_loads(line, 0, NULL);
         assert_non_null(o);
         int layer = (int)json_integer_value(json_object_get(o, "layer")), r = 0;
-        while (strcmp(regime_names[r], json_string_value(json_object_get(o, "regime"))))
-            r++;
+        while (strcmp(regime_names[r], json_string_value(json_object_get(o, "regime")))) r++;
         assert_int_equal(json_integer_value(json_object_get(o, "step")), next[layer][r]++);
         assert_true(json_real_value(json_object_get(o, "loss")) > 0);
         assert_true(json_number_value(json_object_get(o, "l0")) <= TINY_K);
@@ -124,8 +114,7 @@ static void test_metrics_lines(void **state)
     fclose(f);
     free(path);
     for (int l = 0; l < TINY_LAYERS; l++)
-        for (int r = 0; r < REGIME_COUNT; r++)
-            assert_true(next[l][r] >= 3);
+        for (int r = 0; r < REGIME_COUNT; r++) assert_true(next[l][r] >= 3);
 }
 
 /* ---- the figures, once more and plainly ---- */
@@ -137,8 +126,7 @@ struct kept { /* residual rows of one layer over all validation samples, with ki
     int *sample;
 };
 
-static int keep_rows(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b, struct error *err)
-{
+static int keep_rows(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b, struct error *err) {
     struct kept *k = context;
     (void)layer, (void)err;
     size_t n = (size_t)(k->n + rows), d = (size_t)width;
@@ -148,8 +136,7 @@ static int keep_rows(void *context, struct device *dev, int layer, void *x, int 
     device_download(dev, k->x + (size_t)k->n * d, x, (size_t)rows * d * sizeof *k->x);
     for (int i = 0; i < rows; i++) {
         int s = 0;
-        while (b->cu_seqlens[s + 1] <= i)
-            s++;
+        while (b->cu_seqlens[s + 1] <= i) s++;
         k->kinds[k->n + i] = b->kinds[i];
         k->sample[k->n + i] = (int)b->sample[s];
     }
@@ -157,8 +144,7 @@ static int keep_rows(void *context, struct device *dev, int layer, void *x, int 
     return 0;
 }
 
-static void gather(struct kept *k, const struct run_config *c, int layer)
-{
+static void gather(struct kept *k, const struct run_config *c, int layer) {
     struct model m;
     struct samples samples;
     struct error err = {{0}};
@@ -174,8 +160,7 @@ static void gather(struct kept *k, const struct run_config *c, int layer)
     for (size_t i = 0; i < count; i++) { /* one sample at a time */
         struct batch b = {0};
         assert_int_equal(model_batch(&m, &b, &samples, first + i, 1, true, &err), 0);
-        if (model_forward(&m, &b, &probe, 1, NULL, &err))
-            fail_msg("%s", err.text);
+        if (model_forward(&m, &b, &probe, 1, NULL, &err)) fail_msg("%s", err.text);
         batch_free(&b);
     }
     model_close(&m);
@@ -186,21 +171,18 @@ static void gather(struct kept *k, const struct run_config *c, int layer)
 static bool takes(int mask, int kind) { return kind != KIND_BOS && (mask == 0 || (mask == 1) == (kind == KIND_IMAGE)); }
 
 /* Squared error and positive codes of a row, dense and in double. */
-static double row_error(const struct sae_host *s, const float *x, int *positive, bool *fired)
-{
+static double row_error(const struct sae_host *s, const float *x, int *positive, bool *fired) {
     double *h = memory_take((size_t)s->M, sizeof *h), error = 0;
     bool *on = memory_take((size_t)s->M, sizeof *on);
     for (int f = 0; f < s->M; f++) {
         h[f] = (double)s->b_e[f];
-        for (int i = 0; i < s->d; i++)
-            h[f] += (double)s->E[f * s->d + i] * (double)x[i];
+        for (int i = 0; i < s->d; i++) h[f] += (double)s->E[f * s->d + i] * (double)x[i];
         on[f] = s->activation == SAE_JUMPRELU && h[f] > (double)s->threshold[f];
     }
     for (int k = 0; k < s->K && s->activation == SAE_TOPK; k++) {
         int best = -1;
         for (int f = 0; f < s->M; f++)
-            if (!on[f] && (best < 0 || h[f] > h[best]))
-                best = f;
+            if (!on[f] && (best < 0 || h[f] > h[best])) best = f;
         on[best] = true;
     }
     for (int f = 0; f < s->M; f++) {
@@ -210,8 +192,7 @@ static double row_error(const struct sae_host *s, const float *x, int *positive,
     }
     for (int i = 0; i < s->d; i++) {
         double y = (double)s->b_d[i];
-        for (int f = 0; f < s->M; f++)
-            y += on[f] ? h[f] * (double)s->D[f * s->d + i] : 0;
+        for (int f = 0; f < s->M; f++) y += on[f] ? h[f] * (double)s->D[f * s->d + i] : 0;
         error += (y - (double)x[i]) * (y - (double)x[i]);
     }
     free(h), free(on);
@@ -219,96 +200,80 @@ static double row_error(const struct sae_host *s, const float *x, int *positive,
 }
 
 /* var as the authors' code has it: every position of the padded batch, masked rows as zeros. */
-static double coded_batch(const struct kept *k, const double *errors, int mask, int first_sample, int d)
-{
+static double coded_batch(const struct kept *k, const double *errors, int mask, int first_sample, int d) {
     double mean[TINY_D] = {0}, recon = 0, var = 0;
     int n = 0, longest = 0, samples = 0;
     for (int s = first_sample; s < first_sample + 8 && s < TINY_TRAIN + TINY_VALIDATION; s++, samples++) {
         int length = 0;
-        for (int i = 0; i < k->n; i++)
-            length += k->sample[i] == s && k->kinds[i] != KIND_BOS;
+        for (int i = 0; i < k->n; i++) length += k->sample[i] == s && k->kinds[i] != KIND_BOS;
         longest = length > longest ? length : longest;
     }
     for (int i = 0; i < k->n; i++)
         if (k->sample[i] >= first_sample && k->sample[i] < first_sample + 8 && takes(mask, k->kinds[i])) {
-            for (int c = 0; c < d; c++)
-                mean[c] += (double)k->x[i * d + c];
+            for (int c = 0; c < d; c++) mean[c] += (double)k->x[i * d + c];
             recon += errors[i];
             n++;
         }
-    if (n == 0)
-        return NAN;
-    for (int c = 0; c < d; c++)
-        mean[c] /= n;
+    if (n == 0) return NAN;
+    for (int c = 0; c < d; c++) mean[c] /= n;
     int positions = 0;
     for (int i = 0; i < k->n; i++)
         if (k->sample[i] >= first_sample && k->sample[i] < first_sample + 8 && takes(mask, k->kinds[i])) {
-            for (int c = 0; c < d; c++)
-                var += pow((double)k->x[i * d + c] - mean[c], 2);
+            for (int c = 0; c < d; c++) var += pow((double)k->x[i * d + c] - mean[c], 2);
             positions++;
         }
     for (; positions < samples * longest; positions++)
-        for (int c = 0; c < d; c++)
-            var += mean[c] * mean[c];
+        for (int c = 0; c < d; c++) var += mean[c] * mean[c];
     return recon / n / (var / n + 1e-8);
 }
 
-static void near(const char *what, double ours, double expected)
-{
+static void near(const char *what, double ours, double expected) {
     print_message("    %-32s %.9g, expected %.9g\n", what, ours, expected);
-    if (!(fabs(ours - expected) <= 2e-6 * fabs(expected)))
-        fail_msg("%s: %.12g, expected %.12g", what, ours, expected);
+    if (!(fabs(ours - expected) <= 2e-6 * fabs(expected))) fail_msg("%s: %.12g, expected %.12g", what, ours, expected);
 }
 
-static void check_row(sqlite3 *db, const struct kept *k, const char *sae_path, int layer, const char *regime, int mask)
-{
+static void check_row(sqlite3 *db, const struct kept *k, const char *sae_path, int layer, const char *regime, int mask) {
     struct sae_host s;
     struct error err = {{0}};
     sqlite3_stmt *q;
     double error = 0, variance = 0, mean[TINY_D] = {0}, coded = 0, *errors = memory_take((size_t)k->n, sizeof *errors);
     int tokens = 0, positive = 0, batches = 0, dead = 0, d = TINY_D;
     bool fired[TINY_M] = {false};
-    if (sae_load(&s, sae_path, &err))
-        fail_msg("%s", err.text);
-    if (strcmp(regime, "base_native"))
-        assert_int_equal(sae_make_topk(&s, TINY_K, &err), 0);
+    if (sae_load(&s, sae_path, &err)) fail_msg("%s", err.text);
+    if (strcmp(regime, "base_native")) assert_int_equal(sae_make_topk(&s, TINY_K, &err), 0);
     for (int i = 0; i < k->n; i++)
         if (takes(mask, k->kinds[i])) {
             errors[i] = row_error(&s, k->x + i * d, &positive, fired);
             error += errors[i];
             tokens++;
-            for (int c = 0; c < d; c++)
-                mean[c] += (double)k->x[i * d + c];
+            for (int c = 0; c < d; c++) mean[c] += (double)k->x[i * d + c];
         }
-    for (int c = 0; c < d; c++)
-        mean[c] /= tokens;
+    for (int c = 0; c < d; c++) mean[c] /= tokens;
     for (int i = 0; i < k->n; i++)
-        for (int c = 0; c < d && takes(mask, k->kinds[i]); c++)
-            variance += pow((double)k->x[i * d + c] - mean[c], 2);
+        for (int c = 0; c < d && takes(mask, k->kinds[i]); c++) variance += pow((double)k->x[i * d + c] - mean[c], 2);
     for (int first = TINY_TRAIN; first < TINY_TRAIN + TINY_VALIDATION; first += 8) {
         double one = coded_batch(k, errors, mask, first, d);
-        if (!isnan(one))
-            coded += one, batches++;
+        if (!isnan(one)) coded += one, batches++;
     }
-    assert_int_equal(run_db_prepare(db, &q, &err, "SELECT tokens, fvu, fvu_as_coded, l0, dead_features FROM layer_metrics WHERE layer = ? AND regime = ?", "it", (long)layer, regime), 0);
+    assert_int_equal(run_db_prepare(db, &q, &err,
+                                    "SELECT tokens, fvu, fvu_as_coded, l0, dead_features FROM layer_metrics WHERE layer = ? AND regime = ?",
+                                    "it", (long)layer, regime),
+                     0);
     assert_int_equal(sqlite3_step(q), SQLITE_ROW);
     print_message("  layer %d %s\n", layer, regime);
     assert_int_equal(sqlite3_column_int(q, 0), tokens);
     near("fvu", sqlite3_column_double(q, 1), error / variance);
     near("fvu as coded", sqlite3_column_double(q, 2), coded / batches);
     near("l0", sqlite3_column_double(q, 3), (double)positive / tokens);
-    for (int f = 0; f < s.M; f++)
-        dead += !fired[f];
+    for (int f = 0; f < s.M; f++) dead += !fired[f];
     assert_true(sqlite3_column_int(q, 4) <= dead); /* a feature that fired in training is not dead */
-    if (strncmp(regime, "base", 4) == 0)
-        assert_int_equal(sqlite3_column_int(q, 4), dead);
+    if (strncmp(regime, "base", 4) == 0) assert_int_equal(sqlite3_column_int(q, 4), dead);
     sqlite3_finalize(q);
     free(errors);
     sae_host_free(&s);
 }
 
-static void test_figures(void **state)
-{
+static void test_figures(void **state) {
     (void)state;
     static const int mask_of[REGIME_COUNT] = {0, 1, 2, 0};
     struct run_config c;
@@ -330,8 +295,7 @@ static void test_figures(void **state)
         check_row(db, &k, path, l, "base", 0);
         check_row(db, &k, path, l, "base_image", 1);
         check_row(db, &k, path, l, "base_text", 2);
-        if (l == 1)
-            check_row(db, &k, path, l, "base_native", 0);
+        if (l == 1) check_row(db, &k, path, l, "base_native", 0);
         free(path), free(k.x), free(k.kinds), free(k.sample);
     }
     sqlite3_close(db);
@@ -339,9 +303,9 @@ static void test_figures(void **state)
     free(config);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_figures), cmocka_unit_test(test_metrics_lines), cmocka_unit_test(test_threads_and_groups), cmocka_unit_test(test_resume),
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_figures), cmocka_unit_test(test_metrics_lines),
+                                       cmocka_unit_test(test_threads_and_groups), cmocka_unit_test(test_resume),
                                        cmocka_unit_test(test_other_settings_are_refused)};
     log_quiet = 1;
     tiny_make(&tiny);

@@ -9,18 +9,15 @@
 #define GOLDEN "tests/sae/golden/"
 static struct device *dev;
 
-static void *on_device(const void *host, size_t bytes)
-{
+static void *on_device(const void *host, size_t bytes) {
     void *p = device_alloc(dev, bytes);
     assert_non_null(p);
-    if (host)
-        device_upload(dev, p, host, bytes);
+    if (host) device_upload(dev, p, host, bytes);
     return p;
 }
 
 /* Dense codes (n, M) and reconstruction (n, d) as encode and decode make them. */
-static void forward(const struct sae_host *host, const float *x, int n, float *codes, float *reconstruction)
-{
+static void forward(const struct sae_host *host, const float *x, int n, float *codes, float *reconstruction) {
     struct sae sae;
     struct error err = {{0}};
     int K = host->activation == SAE_TOPK ? host->K : host->M;
@@ -37,22 +34,19 @@ static void forward(const struct sae_host *host, const float *x, int n, float *c
     device_download(dev, reconstruction, dr, rows * sizeof *reconstruction);
     memset(codes, 0, (size_t)n * (size_t)host->M * sizeof *codes);
     for (size_t i = 0; i < slots; i++)
-        if (indices[i] >= 0)
-            codes[i / (size_t)K * (size_t)host->M + (size_t)indices[i]] = values[i];
+        if (indices[i] >= 0) codes[i / (size_t)K * (size_t)host->M + (size_t)indices[i]] = values[i];
     device_free(dev, dx), device_free(dev, dv), device_free(dev, dr), device_free(dev, di), device_free(dev, dc);
     free(indices), free(values);
     sae_free(&sae);
 }
 
-static void check_folder(const char *name, enum sae_format format, enum sae_activation activation, int K, int layer)
-{
+static void check_folder(const char *name, enum sae_format format, enum sae_activation activation, int K, int layer) {
     char folder[128], expected[160];
     struct sae_host s;
     struct error err = {{0}};
     snprintf(folder, sizeof folder, GOLDEN "%s", name);
     snprintf(expected, sizeof expected, "%s/expected.safetensors", folder);
-    if (sae_load(&s, folder, &err))
-        fail_msg("%s", err.text);
+    if (sae_load(&s, folder, &err)) fail_msg("%s", err.text);
     assert_int_equal(s.format, format);
     assert_int_equal(s.activation, activation);
     assert_int_equal(s.K, K);
@@ -74,8 +68,7 @@ static void check_folder(const char *name, enum sae_format format, enum sae_acti
     sae_host_free(&s);
 }
 
-static void test_definitions(void **state)
-{
+static void test_definitions(void **state) {
     (void)state;
     check_folder("llama_scope", SAE_FORMAT_LLAMA_SCOPE, SAE_JUMPRELU, 0, 5);
     check_folder("llama_scope_topk", SAE_FORMAT_LLAMA_SCOPE, SAE_TOPK, 6, 5);
@@ -88,19 +81,17 @@ static void test_definitions(void **state)
 }
 
 /* Llama Scope with decoder norms: unit decoder rows after loading. Files are taken by name as well as folders. */
-static void test_fold_and_paths(void **state)
-{
+static void test_fold_and_paths(void **state) {
     (void)state;
-    static const char *const paths[] = {GOLDEN "llama_scope", GOLDEN "llama_scope/", GOLDEN "llama_scope/hyperparams.json", GOLDEN "llama_scope/checkpoints/final.safetensors"};
+    static const char *const paths[] = {GOLDEN "llama_scope", GOLDEN "llama_scope/", GOLDEN "llama_scope/hyperparams.json",
+                                        GOLDEN "llama_scope/checkpoints/final.safetensors"};
     for (size_t p = 0; p < 4; p++) {
         struct sae_host s;
         struct error err = {{0}};
-        if (sae_load(&s, paths[p], &err))
-            fail_msg("%s", err.text);
+        if (sae_load(&s, paths[p], &err)) fail_msg("%s", err.text);
         for (int f = 0; f < s.M; f++) {
             double sum = 0;
-            for (int i = 0; i < s.d; i++)
-                sum += (double)s.D[f * s.d + i] * (double)s.D[f * s.d + i];
+            for (int i = 0; i < s.d; i++) sum += (double)s.D[f * s.d + i] * (double)s.D[f * s.d + i];
             assert_true(fabs(sum - 1) < 1e-6);
             assert_true(s.threshold[f] == 0.75f);
         }
@@ -108,8 +99,7 @@ static void test_fold_and_paths(void **state)
     }
 }
 
-static void test_written_is_read(void **state)
-{
+static void test_written_is_read(void **state) {
     (void)state;
     static const char *const names[] = {"saelens_topk", "saelens_jumprelu", "saelens_standard", "llama_scope"};
     for (size_t i = 0; i < 4; i++) {
@@ -119,10 +109,8 @@ static void test_written_is_read(void **state)
         snprintf(from, sizeof from, GOLDEN "%s", names[i]);
         assert_int_equal(sae_load(&a, from, &err), 0);
         for (int twice = 0; twice < 2; twice++)
-            if (sae_save_saelens(&a, folder, &err))
-                fail_msg("%s", err.text);
-        if (sae_load(&b, folder, &err))
-            fail_msg("%s", err.text);
+            if (sae_save_saelens(&a, folder, &err)) fail_msg("%s", err.text);
+        if (sae_load(&b, folder, &err)) fail_msg("%s", err.text);
         size_t n = (size_t)a.M * (size_t)a.d;
         assert_int_equal(a.activation, b.activation);
         assert_int_equal(a.K, b.K);
@@ -131,29 +119,24 @@ static void test_written_is_read(void **state)
         assert_memory_equal(a.D, b.D, n * sizeof *a.D);
         assert_memory_equal(a.b_e, b.b_e, (size_t)a.M * sizeof *a.b_e);
         assert_memory_equal(a.b_d, b.b_d, (size_t)a.d * sizeof *a.b_d);
-        if (a.threshold)
-            assert_memory_equal(a.threshold, b.threshold, (size_t)a.M * sizeof *a.threshold);
+        if (a.threshold) assert_memory_equal(a.threshold, b.threshold, (size_t)a.M * sizeof *a.threshold);
         sae_host_free(&a), sae_host_free(&b);
         folder_remove(folder);
     }
 }
 
 /* Loading must fail with a sentence that holds every one of the words. */
-static void refused(const char *path, const char *const *words)
-{
+static void refused(const char *path, const char *const *words) {
     struct sae_host s;
     struct error err = {{0}};
-    if (sae_load(&s, path, &err) == 0)
-        fail_msg("%s was taken", path);
+    if (sae_load(&s, path, &err) == 0) fail_msg("%s was taken", path);
     print_message("    %s\n", err.text);
     for (; *words; words++)
-        if (!strstr(err.text, *words))
-            fail_msg("\"%s\" does not say \"%s\"", err.text, *words);
+        if (!strstr(err.text, *words)) fail_msg("\"%s\" does not say \"%s\"", err.text, *words);
 }
 #define REFUSED(path, ...) refused(path, (const char *const[]){__VA_ARGS__, NULL})
 
-static void copy_file(const char *from, const char *folder, const char *name, size_t limit)
-{
+static void copy_file(const char *from, const char *folder, const char *name, size_t limit) {
     char *data = NULL, *to = path_join(folder, name);
     size_t n = 0;
     struct error err = {{0}};
@@ -165,18 +148,17 @@ static void copy_file(const char *from, const char *folder, const char *name, si
     free(data), free(to);
 }
 
-static void test_foreign_formats(void **state)
-{
+static void test_foreign_formats(void **state) {
     (void)state;
     static const struct {
         const char *files[2], *word;
-    } cases[] = {{{"cfg.json", "sae.safetensors"}, "sparsify"}, {{"params.npz", NULL}, "Gemma Scope"}, {{"config.json", "ae.pt"}, "dictionary_learning"},
-                 {{"config.json", "sae_weights.safetensors"}, "OpenMOSS"}, {{"config.json", NULL}, "model folder"}, {{"notes.txt", NULL}, "no dictionary found"},
+    } cases[] = {{{"cfg.json", "sae.safetensors"}, "sparsify"},     {{"params.npz", NULL}, "Gemma Scope"},
+                 {{"config.json", "ae.pt"}, "dictionary_learning"}, {{"config.json", "sae_weights.safetensors"}, "OpenMOSS"},
+                 {{"config.json", NULL}, "model folder"},           {{"notes.txt", NULL}, "no dictionary found"},
                  {{"cfg.json", "sae_weights.pt"}, "torch pickles"}, {{"cfg.json", NULL}, "no weights"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *folder = folder_make();
-        for (int f = 0; f < 2 && cases[i].files[f]; f++)
-            write_text(folder, cases[i].files[f], "{}");
+        for (int f = 0; f < 2 && cases[i].files[f]; f++) write_text(folder, cases[i].files[f], "{}");
         REFUSED(folder, folder, cases[i].word);
         folder_remove(folder);
     }
@@ -184,8 +166,7 @@ static void test_foreign_formats(void **state)
     REFUSED("tests/sae/golden/absent.pt", "absent.pt");
 }
 
-static void hostile_saelens(const char *cfg, const char *w1, const char *w2)
-{
+static void hostile_saelens(const char *cfg, const char *w1, const char *w2) {
     char *folder = folder_make();
     write_text(folder, "cfg.json", cfg);
     copy_file(GOLDEN "saelens_topk/sae_weights.safetensors", folder, "sae_weights.safetensors", SIZE_MAX);
@@ -193,8 +174,7 @@ static void hostile_saelens(const char *cfg, const char *w1, const char *w2)
     folder_remove(folder);
 }
 
-static void test_hostile(void **state)
-{
+static void test_hostile(void **state) {
     (void)state;
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 41, \"architecture\": \"topk\", \"k\": 5}", "W_enc", "41");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 1000000000, \"architecture\": \"topk\", \"k\": 5}", "W_enc", "1000000000");
@@ -205,7 +185,8 @@ static void test_hostile(void **state)
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 41}", "\"k\"", "41");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"gated\"}", "architecture", "gated");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"transcoder\", \"d_out\": 8}", "architecture", "transcoder");
-    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 5, \"normalize_activations\": \"layer_norm\"}", "normalize_activations", "layer_norm");
+    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 5, \"normalize_activations\": \"layer_norm\"}",
+                    "normalize_activations", "layer_norm");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"jumprelu\"}", "threshold", "sae_weights");
     hostile_saelens("{\"d_in\": 16, \"d_in\": 16}", "cfg.json", "duplicate");
     hostile_saelens("[1]", "cfg.json", "object");
@@ -222,8 +203,7 @@ static void test_hostile(void **state)
     }
 }
 
-static void test_hostile_llama_scope(void **state)
-{
+static void test_hostile_llama_scope(void **state) {
     (void)state;
     static const struct {
         const char *text, *word;
@@ -232,8 +212,11 @@ static void test_hostile_llama_scope(void **state)
         {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"jumprelu\"}", "jump_relu_threshold"},
         {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"gelu\"}", "gelu"},
         {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"norm_activation\": \"token-wise\"}", "token-wise"},
-        {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"norm_activation\": \"dataset-wise\"}", "dataset_average_activation_norm"},
-        {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"norm_activation\": \"dataset-wise\", \"dataset_average_activation_norm\": {\"in\": 0, \"out\": 1}}", "positive"},
+        {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"norm_activation\": \"dataset-wise\"}",
+         "dataset_average_activation_norm"},
+        {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"norm_activation\": \"dataset-wise\", "
+         "\"dataset_average_activation_norm\": {\"in\": 0, \"out\": 1}}",
+         "positive"},
         {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"use_glu_encoder\": true}", "GLU"},
         {"{\"d_model\": 16, \"d_sae\": 40, \"act_fn\": \"relu\", \"hook_point_in\": \"a\", \"hook_point_out\": \"b\"}", "transcoder"},
         {"{\"d_model\": 15, \"d_sae\": 40, \"act_fn\": \"relu\"}", "encoder.weight"},
@@ -249,8 +232,7 @@ static void test_hostile_llama_scope(void **state)
     }
 }
 
-static void test_not_finite(void **state)
-{
+static void test_not_finite(void **state) {
     (void)state;
     struct sae_host s;
     struct error err = {{0}};
@@ -263,8 +245,7 @@ static void test_not_finite(void **state)
     folder_remove(folder);
 }
 
-static void test_random_start(void **state)
-{
+static void test_random_start(void **state) {
     (void)state;
     struct sae_host a, b, c;
     struct error err = {{0}};
@@ -277,8 +258,7 @@ static void test_random_start(void **state)
     double mean = 0;
     for (int f = 0; f < 50; f++) {
         double sum = 0;
-        for (int i = 0; i < 24; i++)
-            sum += (double)a.D[f * 24 + i] * (double)a.D[f * 24 + i], mean += (double)a.D[f * 24 + i];
+        for (int i = 0; i < 24; i++) sum += (double)a.D[f * 24 + i] * (double)a.D[f * 24 + i], mean += (double)a.D[f * 24 + i];
         assert_true(fabs(sum - 1) < 1e-6);
     }
     assert_true(fabs(mean / (24 * 50)) < 5 / sqrt(24.0) / sqrt(24.0 * 50));
@@ -286,10 +266,11 @@ static void test_random_start(void **state)
     sae_host_free(&a), sae_host_free(&b), sae_host_free(&c);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_definitions), cmocka_unit_test(test_fold_and_paths), cmocka_unit_test(test_written_is_read), cmocka_unit_test(test_foreign_formats),
-                                       cmocka_unit_test(test_hostile), cmocka_unit_test(test_hostile_llama_scope), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_random_start)};
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_definitions),     cmocka_unit_test(test_fold_and_paths),
+                                       cmocka_unit_test(test_written_is_read), cmocka_unit_test(test_foreign_formats),
+                                       cmocka_unit_test(test_hostile),         cmocka_unit_test(test_hostile_llama_scope),
+                                       cmocka_unit_test(test_not_finite),      cmocka_unit_test(test_random_start)};
     log_quiet = 1;
     dev = test_device(0);
     int failures = cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,30 +8,26 @@
 #define GOLDEN "tests/sae/golden/train.safetensors"
 enum { D = 24, M = 96, K = 5, BATCH = 32, ROWS = 540, STEPS = 20 };
 
-static void start_of(struct sae_host *s)
-{
+static void start_of(struct sae_host *s) {
     *s = (struct sae_host){.activation = SAE_TOPK, .d = D, .M = M, .K = K, .layer = -1};
-    s->E = golden(GOLDEN, "E", NULL), s->D = golden(GOLDEN, "D", NULL), s->b_e = golden(GOLDEN, "b_e", NULL), s->b_d = golden(GOLDEN, "b_d", NULL);
+    s->E = golden(GOLDEN, "E", NULL), s->D = golden(GOLDEN, "D", NULL), s->b_e = golden(GOLDEN, "b_e", NULL),
+    s->b_d = golden(GOLDEN, "b_d", NULL);
 }
 
-static void put_batch(struct device *dev, void *x, const float *rows, long step)
-{
+static void put_batch(struct device *dev, void *x, const float *rows, long step) {
     float batch[BATCH * D];
-    for (int i = 0; i < BATCH; i++)
-        memcpy(batch + i * D, rows + ((size_t)step * BATCH + (size_t)i) % ROWS * D, D * sizeof *batch);
+    for (int i = 0; i < BATCH; i++) memcpy(batch + i * D, rows + ((size_t)step * BATCH + (size_t)i) % ROWS * D, D * sizeof *batch);
     device_upload(dev, x, batch, sizeof batch);
 }
 
-static struct train_settings settings_of(bool unit, bool parallel)
-{
+static struct train_settings settings_of(bool unit, bool parallel) {
     struct train_settings s = train_defaults;
     s.lr = 1e-2, s.unit_norm_decoder = unit, s.remove_parallel = parallel, s.max_batch = BATCH;
     return s;
 }
 
 /* Trains from step `first` of t to `last`; losses may be NULL. */
-static void train(struct sae_trainer *t, struct device *dev, const float *rows, long last, float *losses)
-{
+static void train(struct sae_trainer *t, struct device *dev, const float *rows, long last, float *losses) {
     void *x = device_alloc(dev, BATCH * D * sizeof(float));
     for (long s = sae_trainer_steps(t); s < last; s++) {
         struct train_metrics m;
@@ -39,26 +35,22 @@ static void train(struct sae_trainer *t, struct device *dev, const float *rows, 
         sae_trainer_step(t, x, BATCH, &m);
         assert_int_equal(m.step, s);
         assert_int_equal(m.rows, BATCH);
-        if (losses)
-            losses[s] = (float)m.loss;
+        if (losses) losses[s] = (float)m.loss;
     }
     device_free(dev, x);
 }
 
-static struct sae_trainer *open_trainer(struct device *dev, const struct train_settings *settings, struct sae_workspace *shared)
-{
+static struct sae_trainer *open_trainer(struct device *dev, const struct train_settings *settings, struct sae_workspace *shared) {
     struct sae_host start;
     struct sae_trainer *t;
     struct error err = {{0}};
     start_of(&start);
-    if (sae_trainer_open(&t, dev, &start, settings, shared, &err))
-        fail_msg("%s", err.text);
+    if (sae_trainer_open(&t, dev, &start, settings, shared, &err)) fail_msg("%s", err.text);
     sae_host_free(&start);
     return t;
 }
 
-static void same_weights(struct sae_trainer *a, struct sae_trainer *b)
-{
+static void same_weights(struct sae_trainer *a, struct sae_trainer *b) {
     struct sae_host x, y;
     struct error err = {{0}};
     assert_int_equal(sae_trainer_download(a, &x, &err), 0);
@@ -70,8 +62,7 @@ static void same_weights(struct sae_trainer *a, struct sae_trainer *b)
     sae_host_free(&x), sae_host_free(&y);
 }
 
-static void against_torch(const char *name, bool unit, bool parallel)
-{
+static void against_torch(const char *name, bool unit, bool parallel) {
     struct device *dev = test_device(0);
     struct train_settings settings = settings_of(unit, parallel);
     struct sae_trainer *t = open_trainer(dev, &settings, NULL);
@@ -99,16 +90,14 @@ static void against_torch(const char *name, bool unit, bool parallel)
     free(rows);
 }
 
-static void test_against_torch(void **state)
-{
+static void test_against_torch(void **state) {
     (void)state;
     against_torch("unit", true, false);
     against_torch("plain", false, false);
     against_torch("parallel", true, true);
 }
 
-static void test_threads(void **state)
-{
+static void test_threads(void **state) {
     (void)state;
     for (int bf16_products = 0; bf16_products < 2; bf16_products++) {
         struct device *one = test_device(1);
@@ -129,8 +118,7 @@ static void test_threads(void **state)
 }
 
 /* Stopped at every step, saved, loaded into a trainer of another start, continued: the bits of the run that never stopped. */
-static void test_resume(void **state)
-{
+static void test_resume(void **state) {
     (void)state;
     for (int bf16_products = 0; bf16_products < 2; bf16_products++) {
         struct device *dev = test_device(0);
@@ -149,8 +137,7 @@ static void test_resume(void **state)
             sae_trainer_close(part);
             part = open_trainer(dev, &settings, NULL);
             train(part, dev, rows, 3, NULL); /* anything: load replaces it */
-            if (sae_trainer_load(part, path, &err))
-                fail_msg("%s", err.text);
+            if (sae_trainer_load(part, path, &err)) fail_msg("%s", err.text);
             assert_int_equal(sae_trainer_steps(part), stop);
             assert_int_equal(sae_trainer_rows(part), stop * BATCH);
             train(part, dev, rows, STEPS, b);
@@ -173,8 +160,7 @@ static void test_resume(void **state)
     }
 }
 
-static void test_hostile_state(void **state)
-{
+static void test_hostile_state(void **state) {
     (void)state;
     struct device *dev = test_device(0);
     struct train_settings settings = settings_of(true, false);
@@ -188,8 +174,7 @@ static void test_hostile_state(void **state)
 }
 
 /* Trainers that take turns on one workspace do what they do alone. */
-static void test_shared_workspace(void **state)
-{
+static void test_shared_workspace(void **state) {
     (void)state;
     struct device *dev = test_device(0);
     struct sae_workspace *shared;
@@ -197,7 +182,8 @@ static void test_shared_workspace(void **state)
     struct train_settings settings = settings_of(true, false), other = settings_of(false, true);
     float *rows = golden(GOLDEN, "x", NULL);
     assert_int_equal(sae_workspace_open(&shared, dev, D, M + 7, K + 2, 2 * BATCH, &err), 0);
-    struct sae_trainer *alone = open_trainer(dev, &settings, NULL), *a = open_trainer(dev, &settings, shared), *b = open_trainer(dev, &other, shared);
+    struct sae_trainer *alone = open_trainer(dev, &settings, NULL), *a = open_trainer(dev, &settings, shared),
+                       *b = open_trainer(dev, &other, shared);
     for (long s = 1; s <= STEPS; s++) {
         train(a, dev, rows, s, NULL);
         train(b, dev, rows, s, NULL);
@@ -211,8 +197,7 @@ static void test_shared_workspace(void **state)
 }
 
 /* Features whose encoder bias keeps them silent are dead, all others fire on these rows. */
-static void test_dead_features(void **state)
-{
+static void test_dead_features(void **state) {
     (void)state;
     struct device *dev = test_device(0);
     struct train_settings settings = settings_of(true, false);
@@ -221,16 +206,14 @@ static void test_dead_features(void **state)
     struct error err = {{0}};
     float *rows = golden(GOLDEN, "x", NULL);
     start_of(&start);
-    for (int f = 0; f < 30; f++)
-        start.b_e[f * 3] = -1000;
+    for (int f = 0; f < 30; f++) start.b_e[f * 3] = -1000;
     assert_int_equal(sae_trainer_open(&t, dev, &start, &settings, NULL, &err), 0);
     train(t, dev, rows, STEPS, NULL);
     int64_t fired[M], since[M], total = 0;
     sae_trainer_firing(t, fired, since);
     int never = 0;
     for (int f = 0; f < M; f++) {
-        if (f % 3 == 0 && f < 90)
-            assert_int_equal(fired[f], 0);
+        if (f % 3 == 0 && f < 90) assert_int_equal(fired[f], 0);
         never += fired[f] == 0;
         total += fired[f];
         assert_true(fired[f] == 0 ? since[f] == STEPS * BATCH : since[f] <= STEPS * BATCH);
@@ -244,9 +227,9 @@ static void test_dead_features(void **state)
     free(rows);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_torch), cmocka_unit_test(test_threads), cmocka_unit_test(test_resume), cmocka_unit_test(test_hostile_state),
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_torch),    cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_resume),           cmocka_unit_test(test_hostile_state),
                                        cmocka_unit_test(test_shared_workspace), cmocka_unit_test(test_dead_features)};
     log_quiet = 1;
     return cmocka_run_group_tests(tests, NULL, NULL);
