@@ -2,7 +2,7 @@
 # Remakes the small world from seeds: tokenizer, data files, base LLM, tower, VLM, all in the formats of the real checkpoints.
 #   tools/tinyworld/make_world.sh [OUT_DIR] [WORK_DIR]        default: tools/tinyworld/world and build/tinyworld
 # Each training keeps a checkpoint in WORK_DIR and goes on from it when run again. Training is timed (seconds below), so the weights
-# depend on the machine's speed; the data files do not. Takes about two hours on two cores. PYTHON names an interpreter to use as is.
+# depend on the machine's speed; the data files do not. Takes a bit over an hour and a half on two cores of their own. PYTHON names an interpreter to use as is.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/world}
