@@ -7,7 +7,7 @@ enum { COLUMNS = 256 };
 
 /* x_hat = b_d + sum of values * D rows, in the order of the slots */
 static void decode_row(real_t *x_hat, const int *indices, const real_t *values, const real_t *D, const real_t *b_d, int d, int K) {
-    struct sae_gather gather = {.count = 0};
+    struct sae_gather gather = {.rows = 0};
     memcpy(x_hat, b_d, (size_t)d * sizeof *x_hat);
     for (int k = 0; k < K; k++) {
         if (indices[k] >= 0) sae_gather_add(x_hat, &gather, D + cpu_offset(indices[k], d), values[k], d);

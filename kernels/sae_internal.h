@@ -18,30 +18,38 @@ static inline bf16 bf16_from_float(float f) {
     return (bf16){(uint16_t)(rounded >> 16)};
 }
 
-/* Some rows of a matrix with a weight each; they are taken four at a time to spare passes over the sum. */
-enum { SAE_GATHER = 4 };
+/* Some rows of a matrix with a weight each; eight are taken in one pass: their loads keep the memory busy side by side. */
+enum { SAE_GATHER = 8 };
 struct sae_gather {
     const real_t *row[SAE_GATHER];
     real_t weight[SAE_GATHER];
-    int count;
+    int rows;
 };
 
-/* sum += weights * rows, one fused multiply-add after the other in the order of the rows, so that grouping changes no bit */
+/* One column: start + sum of weight * row, fused multiply-adds in the order of the rows, so that grouping changes no bit.
+ * rows is a constant where it is called, and the chain stays in a register. */
+static inline __attribute__((always_inline)) real_t sae_gather_column(const struct sae_gather *g, const int rows, int i, real_t start) {
+#pragma GCC unroll 8
+    for (int k = 0; k < rows; k++) start = fma(g->weight[k], g->row[k][i], start);
+    return start;
+}
+static inline __attribute__((always_inline)) void sae_gather_columns(real_t *restrict sum, const struct sae_gather *g, const int rows, int d) {
+    const struct sae_gather from = *g;
+    for (int i = 0; i < d; i++) sum[i] = sae_gather_column(&from, rows, i, sum[i]);
+}
+#define SAE_GATHER_CASES(one) one(1) one(2) one(3) one(4) one(5) one(6) one(7) one(8)
+
+/* sum += weights * rows; empties g */
 static inline void sae_gather_flush(real_t *restrict sum, struct sae_gather *g, int d) {
-    const real_t *restrict a = g->row[0], *restrict b = g->row[1], *restrict c = g->row[2], *restrict e = g->row[3];
-    real_t wa = g->weight[0], wb = g->weight[1], wc = g->weight[2], we = g->weight[3];
-    if (g->count == SAE_GATHER) {
-        for (int i = 0; i < d; i++) sum[i] = fma(we, e[i], fma(wc, c[i], fma(wb, b[i], fma(wa, a[i], sum[i]))));
-    } else {
-        for (int k = 0; k < g->count; k++)
-            for (int i = 0; i < d; i++) sum[i] = fma(g->weight[k], g->row[k][i], sum[i]);
-    }
-    g->count = 0;
+#define ONE(n) case n: sae_gather_columns(sum, g, n, d); break;
+    switch (g->rows) { SAE_GATHER_CASES(ONE) }
+#undef ONE
+    g->rows = 0;
 }
 static inline void sae_gather_add(real_t *restrict sum, struct sae_gather *g, const real_t *row, real_t weight, int d) {
-    g->row[g->count] = row;
-    g->weight[g->count++] = weight;
-    if (g->count == SAE_GATHER) sae_gather_flush(sum, g, d);
+    g->row[g->rows] = row;
+    g->weight[g->rows++] = weight;
+    if (g->rows == SAE_GATHER) sae_gather_flush(sum, g, d);
 }
 
 #ifndef STAGEDIFF_REF

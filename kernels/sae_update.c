@@ -55,27 +55,21 @@ static struct adam_step adam_begin(const struct sae_adam *a) {
     return (struct adam_step){(real_t)a->beta1, (real_t)a->beta2, (real_t)(1 - a->beta1), (real_t)(1 - a->beta2), (real_t)a->eps, (real_t)(a->lr / correction1), (real_t)(1 / sqrt(correction2))};
 }
 
-/* The rows of a gradient, sum of weight[k] * row[k], that are added while Adam consumes it: each column's sum is one chain
- * of fused multiply-adds that starts from `before`, what came earlier (NULL: 0). */
-enum { GATHER = 8 };
+/* A gradient that Adam consumes while it is summed: `before`, what came earlier (NULL: 0), and the last rows. */
 struct gradient {
     const real_t *before;
-    const real_t *row[GATHER];
-    real_t weight[GATHER];
-    int rows;
+    struct sae_gather last;
 };
 
-/* `rows` columns chains in registers: the rows, the parameters and both moments are fetched side by side, so that the
- * memory always has something to do. rows and has_before are constants where it is called. */
+/* Rows, parameters and moments are fetched side by side, so that the memory always has something to do. rows and
+ * has_before are constants where it is called. Returns the sum of squares of the new parameters. */
 static inline __attribute__((always_inline)) real_t adam_rows(real_t *restrict p, real_t *restrict m, real_t *restrict v, const struct gradient *g, const int rows, const bool has_before, const struct adam_step *a, int n) {
     real_t square = 0;
     const struct adam_step s = *a;
     const struct gradient from = *g;
 #pragma omp simd reduction(+ : square)
     for (int i = 0; i < n; i++) {
-        real_t grad = has_before ? from.before[i] : 0;
-#pragma GCC unroll 8
-        for (int k = 0; k < rows; k++) grad = fma(from.weight[k], from.row[k][i], grad);
+        real_t grad = sae_gather_column(&from.last, rows, i, has_before ? from.before[i] : 0);
         real_t mi = s.beta1 * m[i] + s.rest1 * grad;
         real_t vi = s.beta2 * v[i] + s.rest2 * grad * grad;
         real_t pi = p[i] - s.rate * mi / (sqrt(vi) * s.root_scale + s.eps);
@@ -87,28 +81,26 @@ static inline __attribute__((always_inline)) real_t adam_rows(real_t *restrict p
     return square;
 }
 
-/* One row of parameters; returns the sum of their squares. */
 static real_t adam_row(real_t *restrict p, real_t *restrict m, real_t *restrict v, const struct gradient *g, const struct adam_step *a, int n) {
-#define ROWS(r) case r: return g->before ? adam_rows(p, m, v, g, r, true, a, n) : adam_rows(p, m, v, g, r, false, a, n);
-    switch (g->rows) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) }
-#undef ROWS
+#define ONE(r) case r: return g->before ? adam_rows(p, m, v, g, r, true, a, n) : adam_rows(p, m, v, g, r, false, a, n);
+    switch (g->last.rows) { SAE_GATHER_CASES(ONE) }
+#undef ONE
     return g->before ? adam_rows(p, m, v, g, 0, true, a, n) : adam_rows(p, m, v, g, 0, false, a, n);
 }
 
-/* Leaves at most GATHER rows of a feature's entries for adam_row, sums those before into `sum`. With all: sums every row. */
+/* Leaves at most SAE_GATHER rows of a feature's entries for adam_row, sums those before into `sum`. all: sums every row. */
 static struct gradient gather(real_t *sum, const int *entries, int from, int to, const real_t *weight, const real_t *rows, int d, int K, bool all) {
-    struct gradient g = {.before = NULL, .rows = 0};
-    int first = all ? to : to - GATHER;
+    struct gradient g = {.before = NULL};
+    int first = all ? to : to - SAE_GATHER;
     if (first > from) {
-        struct sae_gather group = {.count = 0};
         memset(sum, 0, (size_t)d * sizeof *sum);
-        for (; from < first; from++) sae_gather_add(sum, &group, rows + cpu_offset(entries[from] / K, d), weight[entries[from]], d);
-        sae_gather_flush(sum, &group, d);
+        for (; from < first; from++) sae_gather_add(sum, &g.last, rows + cpu_offset(entries[from] / K, d), weight[entries[from]], d);
+        sae_gather_flush(sum, &g.last, d);
         g.before = sum;
     }
     for (; from < to; from++) {
-        g.row[g.rows] = rows + cpu_offset(entries[from] / K, d);
-        g.weight[g.rows++] = weight[entries[from]];
+        g.last.row[g.last.rows] = rows + cpu_offset(entries[from] / K, d);
+        g.last.weight[g.last.rows++] = weight[entries[from]];
     }
     return g;
 }
@@ -146,7 +138,7 @@ void OP(sae_update)(struct device *dev, real_t *E, real_t *D, real_t *b_e, real_
             of = gather(grad, entries, from, to, dvalues, x, d, K, false);
             adam_row(E + at, m_E + at, v_E + at, &of, &a, d);
             for (int e = from; e < to; e++) bias += dvalues[entries[e]];
-            of = (struct gradient){.before = &bias, .rows = 0};
+            of = (struct gradient){.before = &bias};
             adam_row(b_e + f, m_be + f, v_be + f, &of, &a, 1);
             if (E_low)
                 for (int i = 0; i < d; i++) E_low[at + (size_t)i] = bf16_from_float((float)E[at + (size_t)i]);
@@ -165,7 +157,7 @@ void OP(sae_update_bias)(struct device *dev, real_t *b_d, real_t *m_bd, real_t *
         for (int n = 0; n < N; n++)
             for (int i = 0; i < width; i++) sum[i] += g[cpu_offset(n, d) + (size_t)(from + i)];
         for (int i = 0; i < width; i++) grad[i] = (real_t)sum[i];
-        struct gradient of = {.before = grad, .rows = 0};
+        struct gradient of = {.before = grad};
         adam_row(b_d + from, m_bd + from, v_bd + from, &of, &a, width);
     }
 }
