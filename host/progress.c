@@ -69,8 +69,12 @@ static void on_stop(int number) {
     stop_signal = number;
 }
 
+/* The handler runs on a stack of its own: oneDNN's sgemm (2.6, AVX-512) keeps data below the stack pointer, which the frame of a
+ * signal on the normal stack overwrites; it ended in "corrupted size vs. prev_size" or wrong sums. */
 void stop_install(void) {
-    struct sigaction action = {.sa_handler = on_stop, .sa_flags = SA_RESTART};
+    static char stack[1 << 16];
+    const stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
+    struct sigaction action = {.sa_handler = on_stop, .sa_flags = SA_RESTART | (sigaltstack(&own, NULL) ? 0 : SA_ONSTACK)};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);

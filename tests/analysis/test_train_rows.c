@@ -136,7 +136,8 @@ static void test_stops(void **state) {
     snprintf(whole, sizeof whole, "%s@whole", line);
     snprintf(stopped, sizeof stopped, "%s@stopped", line);
     if (stagediff(&command_train, whole, &err)) fail_msg("%s", err.text);
-    struct sigaction action = {.sa_handler = stop_now};
+    struct sigaction action = {.sa_handler = stop_now, .sa_flags = SA_ONSTACK}; /* as stop_install does */
+    stop_install();
     sigaction(SIGALRM, &action, NULL);
     int status, stops = 0;
     for (;; stops++) {
