@@ -133,7 +133,7 @@ EXECUTOR_HERE = $(if $(and $(NVCC),$(wildcard /dev/nvidiactl)),cuda,cpu)
 demo: deps ## the main job on the bundled small model: runs/demo/report.html
 	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/$(EXECUTOR_HERE)/stagediff
 	@mkdir -p runs
-	OMP_WAIT_POLICY=passive $(B)/$(EXECUTOR_HERE)/stagediff run tools/tinyworld/demo.json
+	$(B)/$(EXECUTOR_HERE)/stagediff run tools/tinyworld/demo.json
 
 bench: deps ## time every kernel and the SAE step on this CPU, beside PyTorch where it is installed
 	@$(MAKE) --no-print-directory -s -j$(JOBS) cpu
