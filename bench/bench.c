@@ -66,7 +66,7 @@ static void shape_text(const struct bench *b, char *text, size_t size) {
     for (int i = 0; b->op->dim[i].name; i++) snprintf(text + strlen(text), size - strlen(text), "%s%s=%d", i ? " " : "", b->op->dim[i].name + 2, b->dim[i]);
 }
 
-static const char *dtype_text(const struct bench *b) { return sizeof(act_t) == 2 || b->low ? "bf16" : "f32"; }
+static const char *dtype_text(const struct bench *b) { return (b->op->has_low ? b->low : sizeof(act_t) == 2) ? "bf16" : "f32"; }
 
 static void print_json(const struct bench *b, struct result r, struct machine p) {
     printf("{\"op\": \"%s\", \"device\": \"%s\", \"dtype\": \"%s\", \"shape\": {", b->op->name, device_name(b->dev), dtype_text(b));

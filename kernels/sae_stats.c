@@ -21,6 +21,7 @@ void OP(row_cosine)(struct device *dev, real_t *cosine, const real_t *a, const r
     for (int f = 0; f < M; f++) {
         const real_t *p = a + cpu_offset(f, d), *q = b + cpu_offset(f, d);
         double pp = 0, qq = 0, pq = 0; /* products of two f32 are exact in double: no overflow, no cancellation */
+#pragma omp simd reduction(+ : pp, qq, pq)
         for (int i = 0; i < d; i++) {
             pp += (double)p[i] * p[i];
             qq += (double)q[i] * q[i];
