@@ -139,8 +139,13 @@ bench: deps ## time every kernel and the SAE step on this CPU, beside PyTorch wh
 	@$(MAKE) --no-print-directory -s -j$(JOBS) cpu
 	bench/run.sh $(B)/cpu/bench
 
+FIXTURES_PYTHON = $(or $(PYTHON),build/tinyworld/venv/bin/python)
 fixtures: ## remake the small world and the golden files from seeds (needs Python; downloads PyTorch; hours)
 	tools/tinyworld/make_world.sh
+	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
+	PYTHON=$(FIXTURES_PYTHON) tools/tinyworld/train_saes.sh tools/tinyworld/world $(B)/cpu/stagediff
+	$(FIXTURES_PYTHON) tools/golden/make_models.py tools/tinyworld/world tests/models/golden
+	$(FIXTURES_PYTHON) tools/golden/make_executors.py tools/tinyworld/world tests/golden/executors.json
 
 gpu-bundle: ## one folder that tests and times everything on a machine with an NVIDIA GPU
 	tools/gpu_bundle.sh
