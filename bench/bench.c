@@ -11,6 +11,7 @@
 #include "bench/bench.h"
 #include "host/options.h"
 #include "host/progress.h"
+#include "host/threads.h"
 #include "kernels/check.h"
 
 enum { WARM_UP = 2, MOST_RUNS = 10000 };
@@ -63,7 +64,8 @@ static double floor_ms(const struct bench *b, struct machine p) {
 
 static void shape_text(const struct bench *b, char *text, size_t size) {
     text[0] = 0;
-    for (int i = 0; b->op->dim[i].name; i++) snprintf(text + strlen(text), size - strlen(text), "%s%s=%d", i ? " " : "", b->op->dim[i].name + 2, b->dim[i]);
+    for (int i = 0; b->op->dim[i].name; i++)
+        snprintf(text + strlen(text), size - strlen(text), "%s%s=%d", i ? " " : "", b->op->dim[i].name + 2, b->dim[i]);
 }
 
 static const char *dtype_text(const struct bench *b) { return (b->op->has_low ? b->low : sizeof(act_t) == 2) ? "bf16" : "f32"; }
@@ -71,15 +73,18 @@ static const char *dtype_text(const struct bench *b) { return (b->op->has_low ? 
 static void print_json(const struct bench *b, struct result r, struct machine p) {
     printf("{\"op\": \"%s\", \"device\": \"%s\", \"dtype\": \"%s\", \"shape\": {", b->op->name, device_name(b->dev), dtype_text(b));
     for (int i = 0; b->op->dim[i].name; i++) printf("%s\"%s\": %d", i ? ", " : "", b->op->dim[i].name + 2, b->dim[i]);
-    printf("}, \"verified\": true, \"clock\": \"%s\", \"runs\": %d, \"median_ms\": %.4f, \"best_ms\": %.4f, \"p90_ms\": %.4f, ", thread_clock ? "thread" : "wall", r.runs, r.median, r.best, r.p90);
-    printf("\"gflops\": %.2f, \"gb_per_s\": %.2f, \"floor_ms\": %.4f, \"floor_share\": %.3f, ", b->flops / r.best * 1e-6, b->bytes / r.best * 1e-6, floor_ms(b, p), floor_ms(b, p) / r.best);
+    printf("}, \"verified\": true, \"clock\": \"%s\", \"runs\": %d, \"median_ms\": %.4f, \"best_ms\": %.4f, \"p90_ms\": %.4f, ",
+           thread_clock ? "thread" : "wall", r.runs, r.median, r.best, r.p90);
+    printf("\"gflops\": %.2f, \"gb_per_s\": %.2f, \"floor_ms\": %.4f, \"floor_share\": %.3f, ", b->flops / r.best * 1e-6,
+           b->bytes / r.best * 1e-6, floor_ms(b, p), floor_ms(b, p) / r.best);
     printf("\"probe\": {\"fma_gflops\": %.1f, \"copy_gb_per_s\": %.1f}}\n", p.gflops, p.copy);
 }
 
 static void print_row(const struct bench *b, struct result r, struct machine p) {
     char shape[200];
     shape_text(b, shape, sizeof shape);
-    printf("%-20s %-62s %-4s %10.3f %10.3f %10.3f %8.1f %9.1f %6.0f%%\n", b->op->name, shape, dtype_text(b), r.best, r.median, r.p90, b->bytes / r.best * 1e-6, b->flops / r.best * 1e-6, 100 * floor_ms(b, p) / r.best);
+    printf("%-20s %-62s %-4s %10.3f %10.3f %10.3f %8.1f %9.1f %6.0f%%\n", b->op->name, shape, dtype_text(b), r.best, r.median, r.p90,
+           b->bytes / r.best * 1e-6, b->flops / r.best * 1e-6, 100 * floor_ms(b, p) / r.best);
     fflush(stdout);
 }
 
@@ -102,7 +107,8 @@ static int bench_op(struct bench *b, int runs, bool json, const struct machine *
     }
     struct machine p = known ? *known : probe_machine(b->dev);
     struct result r = measure(b, runs);
-    if (json) print_json(b, r, p);
+    if (json)
+        print_json(b, r, p);
     else {
         if (!known) print_head(b->dev, p);
         print_row(b, r, p);
@@ -142,15 +148,8 @@ static int unknown(const char *name) {
     return 2;
 }
 
-/* Threads that wait sleep, as in the program itself (host/main.c says why): libgomp reads this while it is loaded. */
-static void wait_asleep(char **argv) {
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    setenv("OMP_WAIT_POLICY", "passive", 1);
-    execv("/proc/self/exe", argv);
-}
-
 int main(int argc, char **argv) {
-    wait_asleep(argv);
+    threads_wait_asleep(argv);
     const struct bench_op *op = argc > 1 && argv[1][0] != '-' ? find(argv[1]) : NULL;
     if (argc > 1 && argv[1][0] != '-' && !op) return unknown(argv[1]);
     struct option options[BENCH_DIMS + 6] = {{0}};
@@ -158,19 +157,36 @@ int main(int argc, char **argv) {
     for (; op && op->dim[n].name; n++) {
         static char numbers[BENCH_DIMS][16];
         snprintf(numbers[n], sizeof numbers[n], "%d", op->dim[n].fallback);
-        options[n] = (struct option){.name = op->dim[n].name, .type = OPTION_INT, .low = op->dim[n].least, .high = 1e9, .fallback = numbers[n], .help = op->dim[n].help};
+        options[n] = (struct option){.name = op->dim[n].name,
+                                     .type = OPTION_INT,
+                                     .low = op->dim[n].least,
+                                     .high = 1e9,
+                                     .fallback = numbers[n],
+                                     .help = op->dim[n].help};
     }
-    options[n++] = (struct option){.name = "--dtype", .type = OPTION_TEXT, .fallback = sizeof(act_t) == 2 ? "bf16" : "f32", .help = "f32, or bf16 for ops that take a bf16 operand on the cpu"};
-    options[n++] = (struct option){.name = "--runs", .type = OPTION_INT, .low = 1, .high = MOST_RUNS, .fallback = "15", .help = "timed runs after the warm-up"};
-    options[n++] = (struct option){.name = "--clock", .type = OPTION_TEXT, .fallback = "wall", .help = "wall, or thread: the main thread's processor time (busy machines)"};
+    options[n++] = (struct option){.name = "--dtype",
+                                   .type = OPTION_TEXT,
+                                   .fallback = sizeof(act_t) == 2 ? "bf16" : "f32",
+                                   .help = "f32, or bf16 for ops that take a bf16 operand on the cpu"};
+    options[n++] = (struct option){
+        .name = "--runs", .type = OPTION_INT, .low = 1, .high = MOST_RUNS, .fallback = "15", .help = "timed runs after the warm-up"};
+    options[n++] = (struct option){.name = "--clock",
+                                   .type = OPTION_TEXT,
+                                   .fallback = "wall",
+                                   .help = "wall, or thread: the main thread's processor time (busy machines)"};
     options[n++] = (struct option){.name = "--json", .type = OPTION_FLAG, .help = "one JSON object per line instead of a table"};
-    struct command command = {.name = op ? op->name : "bench", .summary = op ? op->what : "time every op", .description = "bench [OP]: without an op, all of them at their usual shapes.", .options = options};
+    struct command command = {.name = op ? op->name : "bench",
+                              .summary = op ? op->what : "time every op",
+                              .description = "bench [OP]: without an op, all of them at their usual shapes.",
+                              .options = options};
     struct error err = {""};
     int parsed = options_parse(&command, argc - (op ? 2 : 1), argv + (op ? 2 : 1), &err);
     if (parsed > 0) return 0;
     bool low = parsed == 0 && !strcmp(option(&command, "--dtype")->text, "bf16");
-    if (parsed == 0 && !low && strcmp(option(&command, "--dtype")->text, "f32")) parsed = fail(&err, "--dtype is f32 or bf16, not %s", option(&command, "--dtype")->text);
-    if (parsed == 0 && low != (sizeof(act_t) == 2) && !(op && op->has_low)) parsed = fail(&err, "this op has no --dtype %s on this executor", option(&command, "--dtype")->text);
+    if (parsed == 0 && !low && strcmp(option(&command, "--dtype")->text, "f32"))
+        parsed = fail(&err, "--dtype is f32 or bf16, not %s", option(&command, "--dtype")->text);
+    if (parsed == 0 && low != (sizeof(act_t) == 2) && !(op && op->has_low))
+        parsed = fail(&err, "this op has no --dtype %s on this executor", option(&command, "--dtype")->text);
     struct device *dev = parsed == 0 ? device_open(0, command.threads, err.text, sizeof err.text) : NULL;
     if (!dev) {
         fprintf(stderr, "bench: %s\n", err.text);

@@ -30,12 +30,12 @@ struct bench_dim {
 
 struct bench_op {
     const char *name, *what;
-    struct bench_dim dim[BENCH_DIMS];       /* ends with name NULL */
-    bool has_low;                           /* takes --dtype bf16 on the cpu executor */
-    bool in_loop;                           /* runs follow each other as in use: no cold caches in between */
-    void (*prepare)(struct bench *b);       /* tensors, flops, bytes */
+    struct bench_dim dim[BENCH_DIMS]; /* ends with name NULL */
+    bool has_low;                     /* takes --dtype bf16 on the cpu executor */
+    bool in_loop;                     /* runs follow each other as in use: no cold caches in between */
+    void (*prepare)(struct bench *b); /* tensors, flops, bytes */
     void (*run)(struct bench *b);
-    void (*verify)(struct bench *b);        /* after one run; bench_expect fills why */
+    void (*verify)(struct bench *b); /* after one run; bench_expect fills why */
 };
 extern const struct bench_op bench_model_ops[], bench_sae_ops[]; /* end with name NULL */
 
@@ -45,13 +45,13 @@ void prefill_run(struct bench *b);
 void prefill_verify(struct bench *b);
 
 /* ---- tensors.c ---- */
-void *bench_floats(struct bench *b, size_t n, double scale);    /* f32, normal values times scale */
-void *bench_acts(struct bench *b, size_t n, double scale);      /* act_t */
+void *bench_floats(struct bench *b, size_t n, double scale);     /* f32, normal values times scale */
+void *bench_acts(struct bench *b, size_t n, double scale);       /* act_t */
 void *bench_lows(struct bench *b, const void *floats, size_t n); /* bf16 copy of an f32 tensor */
 void *bench_zeros(struct bench *b, size_t bytes);
 void *bench_empty(struct bench *b, size_t bytes);
 void *bench_ints(struct bench *b, size_t n, const int *values);
-void *bench_below(struct bench *b, size_t n, int below);        /* uniform integers */
+void *bench_below(struct bench *b, size_t n, int below); /* uniform integers */
 void bench_free(struct bench *b);
 
 /* Elements [first, first + n) of a device tensor as doubles or ints; malloced. */

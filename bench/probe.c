@@ -50,7 +50,8 @@ static double arithmetic(struct device *dev) {
 static double arithmetic(struct device *dev) {
     const int N = strcmp(device_name(dev), "sim") ? 4096 : 128;
     struct bench b = {.dev = dev};
-    void *x = bench_acts(&b, (size_t)N * (size_t)N, 1), *w = bench_acts(&b, (size_t)N * (size_t)N, 1), *y = bench_acts(&b, (size_t)N * (size_t)N, 1);
+    void *x = bench_acts(&b, (size_t)N * (size_t)N, 1), *w = bench_acts(&b, (size_t)N * (size_t)N, 1),
+         *y = bench_acts(&b, (size_t)N * (size_t)N, 1);
     double best = 0;
     for (int turn = 0; turn < TURNS; turn++) {
         device_sync(dev);
@@ -69,7 +70,8 @@ static double arithmetic(struct device *dev) {
 static void copy(struct device *dev, char *to, const char *from) {
     (void)dev;
 #pragma omp parallel for schedule(static)
-    for (int part = 0; part < 64; part++) memcpy(to + (size_t)part * (COPY_BYTES / 64), from + (size_t)part * (COPY_BYTES / 64), COPY_BYTES / 64);
+    for (int part = 0; part < 64; part++)
+        memcpy(to + (size_t)part * (COPY_BYTES / 64), from + (size_t)part * (COPY_BYTES / 64), COPY_BYTES / 64);
 }
 #else
 static void copy(struct device *dev, char *to, const char *from) { device_copy(dev, to, from, COPY_BYTES); }

@@ -133,7 +133,8 @@ void bench_expect(struct bench *b, const char *what, const double *got, const do
     double top = 0;
     for (size_t i = 0; i < n; i++) top = fmax(top, fabs(want[i]));
     for (size_t i = 0; i < n && !b->why[0]; i++)
-        if (!(fabs(got[i] - want[i]) <= tolerance * top + 1e-30)) snprintf(b->why, sizeof b->why, "%s element %zu is %.9g, should be %.9g", what, i, got[i], want[i]);
+        if (!(fabs(got[i] - want[i]) <= tolerance * top + 1e-30))
+            snprintf(b->why, sizeof b->why, "%s element %zu is %.9g, should be %.9g", what, i, got[i], want[i]);
 }
 
 void bench_expect_true(struct bench *b, bool ok, const char *what) {

@@ -3,6 +3,7 @@
 #include "host/error.h"
 #include "host/file.h"
 #include "host/options.h"
+#include "host/threads.h"
 #include "host/version.h"
 #include <errno.h>
 #include <omp.h>
@@ -110,17 +111,8 @@ static void install_handlers(void) {
         signal(SIGHUP, SIG_IGN);
 }
 
-/* Threads that wait shall sleep. libgomp's let them spin, and on a machine with other work the spinning ones keep the working one
- * from its core: an SAE step of the small world took 14 ms so, 5.6 ms asleep (bench/LOG.md). libgomp reads the variable while the
- * program is loaded, so the program sets it and starts itself again; where that cannot be, it goes on as it is. */
-static void wait_asleep(char **argv) {
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    setenv("OMP_WAIT_POLICY", "passive", 1);
-    execv("/proc/self/exe", argv);
-}
-
 int main(int argc, char **argv) {
-    wait_asleep(argv);
+    threads_wait_asleep(argv);
     install_handlers();
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_commands();
