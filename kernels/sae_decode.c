@@ -22,13 +22,16 @@ static real_t dot(const real_t *restrict a, const real_t *restrict b, int d) {
     return sum;
 }
 
-void OP(sae_decode)(struct device *dev, real_t *x_hat, const int *indices, const real_t *values, const real_t *D, const real_t *b_d, int N, int d, int K) {
+void OP(sae_decode)(struct device *dev, real_t *x_hat, const int *indices, const real_t *values, const real_t *D, const real_t *b_d, int N,
+                    int d, int K) {
     (void)dev;
 #pragma omp parallel for schedule(dynamic, 8)
     for (int n = 0; n < N; n++) decode_row(x_hat + cpu_offset(n, d), indices + cpu_offset(n, K), values + cpu_offset(n, K), D, b_d, d, K);
 }
 
-void OP(sae_decode_backward)(struct device *dev, real_t *g, real_t *dvalues, real_t *error_sum, real_t *row_error, const act_t *x, const int *indices, const real_t *values, const real_t *D, const real_t *b_d, const real_t *variance_sum, int N, int d, int K) {
+void OP(sae_decode_backward)(struct device *dev, real_t *g, real_t *dvalues, real_t *error_sum, real_t *row_error, const act_t *x,
+                             const int *indices, const real_t *values, const real_t *D, const real_t *b_d, const real_t *variance_sum,
+                             int N, int d, int K) {
     (void)dev;
     const real_t scale = (real_t)2 / (*variance_sum + (real_t)1e-8);
 #pragma omp parallel for schedule(dynamic, 8)
@@ -53,7 +56,8 @@ void OP(sae_decode_backward)(struct device *dev, real_t *g, real_t *dvalues, rea
     *error_sum = (real_t)sum;
 }
 
-void OP(sae_row_error)(struct device *dev, real_t *row_error, const act_t *x, const int *indices, const real_t *values, const real_t *D, const real_t *b_d, int N, int d, int K) {
+void OP(sae_row_error)(struct device *dev, real_t *row_error, const act_t *x, const int *indices, const real_t *values, const real_t *D,
+                       const real_t *b_d, int N, int d, int K) {
     (void)dev;
     CHECK(d <= 65536, "d=%d", d);
 #pragma omp parallel

@@ -7,7 +7,8 @@ namespace {
 constexpr int DECODE_THREADS = 256, COLUMNS = 32, LANES = 32;
 
 /* x_hat of W columns of a row, in the order of the slots. */
-template <int W> __device__ __forceinline__ void decode_columns(float (&sum)[W], const int *indices, const float *values, const float *D, const float *b_d, int c, int d, int K) {
+template <int W> __device__ __forceinline__ void decode_columns(float (&sum)[W], const int *indices, const float *values, const float *D,
+                                                                const float *b_d, int c, int d, int K) {
     float w[W];
     vec_load<W>(sum, b_d + c);
     for (int k = 0; k < K; k++) {
@@ -19,7 +20,9 @@ template <int W> __device__ __forceinline__ void decode_columns(float (&sum)[W],
     }
 }
 
-template <int W> __global__ void __launch_bounds__(DECODE_THREADS) sae_decode_block_kernel(float *__restrict__ x_hat, const int *__restrict__ indices, const float *__restrict__ values, const float *__restrict__ D, const float *__restrict__ b_d, int d, int K) {
+template <int W> __global__ void __launch_bounds__(DECODE_THREADS)
+    sae_decode_block_kernel(float *__restrict__ x_hat, const int *__restrict__ indices, const float *__restrict__ values,
+                            const float *__restrict__ D, const float *__restrict__ b_d, int d, int K) {
     const size_t n = blockIdx.x;
     float sum[W];
     for (int c = static_cast<int>(threadIdx.x) * W; c < d; c += DECODE_THREADS * W) {
@@ -30,7 +33,11 @@ template <int W> __global__ void __launch_bounds__(DECODE_THREADS) sae_decode_bl
 
 /* Dynamic shared memory: d floats, the row of g, so that the second pass over the decoder rows (from L2) reads nothing else
  * from far. g NULL: only the row's error is wanted. */
-template <int W> __global__ void __launch_bounds__(DECODE_THREADS) sae_decode_backward_block_kernel(float *__restrict__ g, float *__restrict__ dvalues, float *__restrict__ row_error, const __nv_bfloat16 *__restrict__ x, const int *__restrict__ indices, const float *__restrict__ values, const float *__restrict__ D, const float *__restrict__ b_d, const float *__restrict__ variance_sum, int d, int K) {
+template <int W> __global__ void __launch_bounds__(DECODE_THREADS)
+    sae_decode_backward_block_kernel(float *__restrict__ g, float *__restrict__ dvalues, float *__restrict__ row_error,
+                                     const __nv_bfloat16 *__restrict__ x, const int *__restrict__ indices, const float *__restrict__ values,
+                                     const float *__restrict__ D, const float *__restrict__ b_d, const float *__restrict__ variance_sum,
+                                     int d, int K) {
     DYN_SMEM(float, row);
     SHARED(float, part, [32]);
     const size_t n = blockIdx.x;
@@ -76,9 +83,11 @@ __global__ void __launch_bounds__(1024) sum_block_kernel(float *__restrict__ sum
 
 /* A block takes 32 channels; warp l adds rows l, l + 32, ..., then lane by lane. Rows are read twice, so the second sum is
  * of squared differences. */
-__global__ void __launch_bounds__(COLUMNS * LANES) sae_moments_column_kernel(float *__restrict__ mean, float *__restrict__ channel_variance, const __nv_bfloat16 *__restrict__ x, int N, int d) {
+__global__ void __launch_bounds__(COLUMNS *LANES) sae_moments_column_kernel(float *__restrict__ mean, float *__restrict__ channel_variance,
+                                                                            const __nv_bfloat16 *__restrict__ x, int N, int d) {
     SHARED(float, part, [LANES][COLUMNS + 1]);
-    const int column = static_cast<int>(threadIdx.x) % COLUMNS, lane = static_cast<int>(threadIdx.x) / COLUMNS, c = static_cast<int>(blockIdx.x) * COLUMNS + column;
+    const int column = static_cast<int>(threadIdx.x) % COLUMNS, lane = static_cast<int>(threadIdx.x) / COLUMNS,
+              c = static_cast<int>(blockIdx.x) * COLUMNS + column;
     float m = 0, total = 0;
     for (int pass = 0; pass < 2; pass++) {
         float sum = 0;
@@ -99,31 +108,41 @@ __global__ void __launch_bounds__(COLUMNS * LANES) sae_moments_column_kernel(flo
     }
 }
 
-void backward(struct device *dev, float *g, float *dvalues, float *row_error, const bf16 *x, const int *indices, const float *values, const float *D, const float *b_d, const float *variance_sum, int N, int d, int K) {
+void backward(struct device *dev, float *g, float *dvalues, float *row_error, const bf16 *x, const int *indices, const float *values,
+              const float *D, const float *b_d, const float *variance_sum, int N, int d, int K) {
     const bool wide = d % 8 == 0 && vec_aligned(g, x, D, b_d);
     const auto kernel = wide ? sae_decode_backward_block_kernel<8> : sae_decode_backward_block_kernel<1>;
     const size_t bytes = g ? static_cast<size_t>(d) * sizeof(float) : 0;
-    if (bytes > 48 * 1024) CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    if (bytes > 48 * 1024)
+        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
     LAUNCH((kernel), N, DECODE_THREADS, bytes, dev->stream, g, dvalues, row_error, x, indices, values, D, b_d, variance_sum, d, K);
 }
 } // namespace
 
-void sae_decode(struct device *dev, float *x_hat, const int *indices, const float *values, const float *D, const float *b_d, int N, int d, int K) {
+void sae_decode(struct device *dev, float *x_hat, const int *indices, const float *values, const float *D, const float *b_d, int N, int d,
+                int K) {
     if (N <= 0) return;
-    if (d % 8 == 0 && vec_aligned(x_hat, D, b_d)) LAUNCH((sae_decode_block_kernel<8>), N, DECODE_THREADS, 0, dev->stream, x_hat, indices, values, D, b_d, d, K);
-    else LAUNCH((sae_decode_block_kernel<1>), N, DECODE_THREADS, 0, dev->stream, x_hat, indices, values, D, b_d, d, K);
+    if (d % 8 == 0 && vec_aligned(x_hat, D, b_d))
+        LAUNCH((sae_decode_block_kernel<8>), N, DECODE_THREADS, 0, dev->stream, x_hat, indices, values, D, b_d, d, K);
+    else
+        LAUNCH((sae_decode_block_kernel<1>), N, DECODE_THREADS, 0, dev->stream, x_hat, indices, values, D, b_d, d, K);
 }
 
-void sae_decode_backward(struct device *dev, float *g, float *dvalues, float *error_sum, float *row_error, const bf16 *x, const int *indices, const float *values, const float *D, const float *b_d, const float *variance_sum, int N, int d, int K) {
+void sae_decode_backward(struct device *dev, float *g, float *dvalues, float *error_sum, float *row_error, const bf16 *x,
+                         const int *indices, const float *values, const float *D, const float *b_d, const float *variance_sum, int N, int d,
+                         int K) {
     if (N > 0) backward(dev, g, dvalues, row_error, x, indices, values, D, b_d, variance_sum, N, d, K);
     LAUNCH((sum_block_kernel), 1, 1024, 0, dev->stream, error_sum, row_error, N);
 }
 
-void sae_row_error(struct device *dev, float *row_error, const bf16 *x, const int *indices, const float *values, const float *D, const float *b_d, int N, int d, int K) {
+void sae_row_error(struct device *dev, float *row_error, const bf16 *x, const int *indices, const float *values, const float *D,
+                   const float *b_d, int N, int d, int K) {
     if (N > 0) backward(dev, nullptr, nullptr, row_error, x, indices, values, D, b_d, nullptr, N, d, K);
 }
 
 void sae_moments(struct device *dev, float *mean, float *channel_variance, float *variance_sum, const bf16 *x, int N, int d) {
-    LAUNCH((sae_moments_column_kernel), static_cast<unsigned>((d + COLUMNS - 1) / COLUMNS), COLUMNS * LANES, 0, dev->stream, mean, channel_variance, x, N, d);
+    LAUNCH((sae_moments_column_kernel), static_cast<unsigned>((d + COLUMNS - 1) / COLUMNS), COLUMNS * LANES, 0, dev->stream, mean,
+           channel_variance, x, N, d);
     LAUNCH((sum_block_kernel), 1, 1024, 0, dev->stream, variance_sum, channel_variance, d);
 }

@@ -27,8 +27,9 @@ static void preactivations(double *h, const double *x, const double *E, const bf
     for (int f = 0; f < M; f++) {
         double sum = 0;
         for (int i = 0; i < d; i++)
-            sum += E_low ? (double)float_from_bf16(bf16_from_float((float)x[i])) * (double)float_from_bf16(E_low[cpu_offset(f, d) + (size_t)i])
-                         : x[i] * E[cpu_offset(f, d) + (size_t)i];
+            sum +=
+                E_low ? (double)float_from_bf16(bf16_from_float((float)x[i])) * (double)float_from_bf16(E_low[cpu_offset(f, d) + (size_t)i])
+                      : x[i] * E[cpu_offset(f, d) + (size_t)i];
         h[f] = sum + b_e[f];
     }
 }
@@ -40,7 +41,8 @@ size_t OP(sae_encode_scratch)(int N, int d, int M, int K) {
 
 static bool ranks_before(double a, double b) { return a != a ? b == b : a > b; }
 
-void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const act_t *x, const real_t *E, const bf16 *E_low, const real_t *b_e, const real_t *rank_scale, int N, int d, int M, int K, void *scratch) {
+void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const act_t *x, const real_t *E, const bf16 *E_low,
+                         const real_t *b_e, const real_t *rank_scale, int N, int d, int M, int K, void *scratch) {
     (void)dev;
     double *h = scratch;
     char *taken = (char *)(h + M);
@@ -50,7 +52,9 @@ void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const
         for (int k = 0; k < K; k++) {
             int best = -1;
             for (int f = 0; f < M; f++)
-                if (!taken[f] && (best < 0 || ranks_before(h[f] * (rank_scale ? rank_scale[f] : 1), h[best] * (rank_scale ? rank_scale[best] : 1)))) best = f;
+                if (!taken[f] &&
+                    (best < 0 || ranks_before(h[f] * (rank_scale ? rank_scale[f] : 1), h[best] * (rank_scale ? rank_scale[best] : 1))))
+                    best = f;
             taken[best] = 1;
         }
         for (int f = 0, k = 0; f < M; f++)
@@ -61,7 +65,8 @@ void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const
     }
 }
 
-void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, int *counts, const act_t *x, const real_t *E, const bf16 *E_low, const real_t *b_e, const real_t *threshold, int N, int d, int M, int K, void *scratch) {
+void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, int *counts, const act_t *x, const real_t *E,
+                             const bf16 *E_low, const real_t *b_e, const real_t *threshold, int N, int d, int M, int K, void *scratch) {
     (void)dev;
     double *h = scratch;
     for (int n = 0; n < N; n++) {
@@ -86,7 +91,14 @@ void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, i
 /* CHUNK_ROWS share one packing of E; LISTS threads can work on the features of one row; a packed block of features takes
  * BLOCK_BYTES, a quarter of a 2 MiB second-level cache that two hardware threads may share. Fewer rows than
  * SCREEN_MIN_ROWS do not pay for the packing. */
-enum { CHUNK_TILES = 74, CHUNK_ROWS = CHUNK_TILES * SAE_TILE_ROWS, LISTS = 4, BLOCK_BYTES = 512 << 10, MAX_THREADS = 64, SCREEN_MIN_ROWS = 12 };
+enum {
+    CHUNK_TILES = 74,
+    CHUNK_ROWS = CHUNK_TILES * SAE_TILE_ROWS,
+    LISTS = 4,
+    BLOCK_BYTES = 512 << 10,
+    MAX_THREADS = 64,
+    SCREEN_MIN_ROWS = 12
+};
 
 /* Candidates of one row as one thread saw them, ascending in index: the ends of the rank's interval, as ordered integers. */
 struct list {
@@ -101,7 +113,7 @@ struct block {
     float *unscale, *bias, *norm, *rounding, *slack; /* bias: less the threshold, for JumpReLU */
     struct widest {
         float norm, rounding, slack;
-    } *widest; /* of each panel */
+    } * widest;   /* of each panel */
     float *spare; /* the same memory, for other uses between passes: SPARE_ARRAYS * LISTS * capacity at least */
 };
 enum { SPARE_ARRAYS = 4 };
@@ -116,17 +128,17 @@ struct encode {
     const float *x, *b_e, *rank_scale, *threshold; /* threshold: JumpReLU; else top-k */
     struct sae_weights w;
     int d, M, K;
-    int capacity;         /* of a list */
-    int block;            /* features of a block, a multiple of SAE_PANEL */
-    int rows;             /* of the chunk at hand */
-    const int *redo;      /* the rows of the exact pass; NULL while screening */
+    int capacity;    /* of a list */
+    int block;       /* features of a block, a multiple of SAE_PANEL */
+    int rows;        /* of the chunk at hand */
+    const int *redo; /* the rows of the exact pass; NULL while screening */
     int redo_rows;
-    float *x_low;         /* (rows, d): x rounded to bf16, when the weights are */
-    int16_t *x_tiles;     /* packed for the screen */
+    float *x_low;     /* (rows, d): x rounded to bf16, when the weights are */
+    int16_t *x_tiles; /* packed for the screen */
     struct row *row;
-    char *blocks;         /* MAX_THREADS of block_bytes */
+    char *blocks; /* MAX_THREADS of block_bytes */
     size_t block_bytes;
-    int32_t *low, *high;  /* (LISTS, rows, capacity), and so for index */
+    int32_t *low, *high; /* (LISTS, rows, capacity), and so for index */
     int *index;
     int *count;           /* (LISTS, rows): listed; -1: the list overflowed */
     int *active;          /* (LISTS, rows): JumpReLU's count in the exact pass, where lists keep the first K */
@@ -237,7 +249,9 @@ static int32_t bound_of(const int32_t *key, int n, int K, int most, int *reachin
 }
 
 /* How many keys that equal the bound are among the K largest. */
-static int ties_at(const int32_t *key, int n, int K, int32_t bound) { return K - (bound == INT32_MAX ? 0 : count_reaching(key, n, bound + 1)); }
+static int ties_at(const int32_t *key, int n, int K, int32_t bound) {
+    return K - (bound == INT32_MAX ? 0 : count_reaching(key, n, bound + 1));
+}
 
 /* Drops what cannot be among the K largest; returns how many stay. Exact lists hold points: of more ties at the bound
  * than fit, the first stay. */
@@ -272,10 +286,12 @@ static void pack_block(const struct encode *e, struct block *b, int first, int c
     for (int p = 0; p < count; p += SAE_PANEL) {
         size_t at = cpu_offset(first + p, e->d);
         struct sae_weights w = {e->w.low ? NULL : e->w.real + at, e->w.low ? e->w.low + at : NULL};
-        sae_screen_panel(b->panels + (size_t)(p / SAE_PANEL) * panel, b->rounded + p, w, count - p < SAE_PANEL ? count - p : SAE_PANEL, e->d, b->temporary);
+        sae_screen_panel(b->panels + (size_t)(p / SAE_PANEL) * panel, b->rounded + p, w, count - p < SAE_PANEL ? count - p : SAE_PANEL,
+                         e->d, b->temporary);
     }
     for (int j = 0; j < count; j++) {
-        float scale = e->rank_scale ? e->rank_scale[first + j] : 1, size = fabs(scale), threshold = e->threshold ? e->threshold[first + j] : 0;
+        float scale = e->rank_scale ? e->rank_scale[first + j] : 1, size = fabs(scale),
+              threshold = e->threshold ? e->threshold[first + j] : 0;
         b->unscale[j] = b->rounded[j].unscale * scale;
         b->bias[j] = e->b_e[first + j] * scale - threshold;
         b->norm[j] = b->rounded[j].norm * size;
@@ -294,27 +310,33 @@ static void pack_block(const struct encode *e, struct block *b, int first, int c
     }
 }
 
-static inline float center_of(const struct block *b, int j, struct row r, int32_t sum) { return fma((float)sum * r.unscale, b->unscale[j], b->bias[j]); }
-static inline float spread_of(float norm, float rounding, float slack, struct row r) { return fma(r.spread, norm, fma(r.norm, rounding, slack)); }
+static inline float center_of(const struct block *b, int j, struct row r, int32_t sum) {
+    return fma((float)sum * r.unscale, b->unscale[j], b->bias[j]);
+}
+static inline float spread_of(float norm, float rounding, float slack, struct row r) {
+    return fma(r.spread, norm, fma(r.norm, rounding, slack));
+}
 
 /* Which of a panel's 32 centers do not lie below reach (NaN does not). */
 static inline uint32_t reaching_mask(const struct block *b, int p, struct row r, const int32_t *sum, float reach) {
 #ifdef __AVX512F__
     const __m512 unscale = _mm512_set1_ps(r.unscale), least = _mm512_set1_ps(reach);
-    __m512 low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum)), unscale), high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum + 16)), unscale);
+    __m512 low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum)), unscale),
+           high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum + 16)), unscale);
     low = _mm512_fmadd_ps(low, _mm512_loadu_ps(b->unscale + p), _mm512_loadu_ps(b->bias + p));
     high = _mm512_fmadd_ps(high, _mm512_loadu_ps(b->unscale + p + 16), _mm512_loadu_ps(b->bias + p + 16));
     return (uint32_t)_mm512_cmp_ps_mask(low, least, _CMP_NLT_UQ) | (uint32_t)_mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ) << 16;
 #else
     uint32_t mask = 0;
-    for (int j = 0; j < SAE_PANEL; j++) mask |= (uint32_t)!(center_of(b, p + j, r, sum[j]) < reach) << j;
+    for (int j = 0; j < SAE_PANEL; j++) mask |= (uint32_t) !(center_of(b, p + j, r, sum[j]) < reach) << j;
     return mask;
 #endif
 }
 
 /* One row of a tile: lists the features of panel p whose interval reaches the bound (for JumpReLU 0, the threshold being
  * part of the bias). All centers are first held against the panel's widest interval, the few that pass against their own. */
-static inline void screen_row(const struct encode *e, const struct block *b, int which, int row, const int32_t *sum, int first, int p, uint32_t valid) {
+static inline void screen_row(const struct encode *e, const struct block *b, int which, int row, const int32_t *sum, int first, int p,
+                              uint32_t valid) {
     struct row r = e->row[row];
     struct widest w = b->widest[p / SAE_PANEL];
     float bound = atomic_load_explicit(&e->bound[row], memory_order_relaxed);
@@ -325,7 +347,8 @@ static inline void screen_row(const struct encode *e, const struct block *b, int
     struct list l = list_of(e, which, row);
     for (; mask; mask &= mask - 1) {
         int j = __builtin_ctz(mask);
-        float center = center_of(b, p + j, r, sum[j]), spread = spread_of(b->norm[p + j], b->rounding[p + j], b->slack[p + j], r), low = center - spread;
+        float center = center_of(b, p + j, r, sum[j]), spread = spread_of(b->norm[p + j], b->rounding[p + j], b->slack[p + j], r),
+              low = center - spread;
         if (center + spread < bound) continue;
         l.low[n] = low != low ? INT32_MIN : rank_key(low);
         l.high[n] = rank_key(center + spread);
@@ -342,7 +365,8 @@ static void screen_block(const struct encode *e, struct block *b, int which, int
             int32_t sum[SAE_TILE_ROWS][SAE_PANEL];
             int width = count - p < SAE_PANEL ? count - p : SAE_PANEL;
             sae_screen_tile(sum, e->x_tiles + (size_t)t * 2 * pairs, b->panels + (size_t)p * 2 * pairs, e->d);
-            for (int r = 0; r < SAE_TILE_ROWS && t + r < e->rows; r++) screen_row(e, b, which, t + r, sum[r], first, p, width == SAE_PANEL ? UINT32_MAX : (1u << width) - 1);
+            for (int r = 0; r < SAE_TILE_ROWS && t + r < e->rows; r++)
+                screen_row(e, b, which, t + r, sum[r], first, p, width == SAE_PANEL ? UINT32_MAX : (1u << width) - 1);
         }
 }
 
@@ -439,7 +463,8 @@ static bool finish_row(const struct encode *e, const struct block *b, int row, i
         indices[k] = -1;
         values[k] = 0;
     }
-    for (int i = 0; total && e->redo && i < LISTS; i++) active += e->active[cpu_offset(i, e->rows) + (size_t)row] - e->count[cpu_offset(i, e->rows) + (size_t)row];
+    for (int i = 0; total && e->redo && i < LISTS; i++)
+        active += e->active[cpu_offset(i, e->rows) + (size_t)row] - e->count[cpu_offset(i, e->rows) + (size_t)row];
     if (total) *total = active;
     return true;
 }
@@ -451,11 +476,14 @@ static void prepare_rows(const struct encode *e, int from, int16_t *temporary) {
     int rows = e->rows - from < SAE_TILE_ROWS ? e->rows - from : SAE_TILE_ROWS;
     struct sae_rounded rounded[SAE_TILE_ROWS];
     if (e->w.low)
-        for (size_t i = cpu_offset(from, e->d); i < cpu_offset(from + rows, e->d); i++) e->x_low[i] = float_from_bf16(bf16_from_float(e->x[i]));
+        for (size_t i = cpu_offset(from, e->d); i < cpu_offset(from + rows, e->d); i++)
+            e->x_low[i] = float_from_bf16(bf16_from_float(e->x[i]));
     if (e->redo) return;
     sae_screen_rows(e->x_tiles + (size_t)from * columns, rounded, row_of_x(e, from), rows, e->d, temporary);
     const float rounding_of_sums = (float)(e->d / 8 + 64) * 0x1p-23f; /* of the exact product, the bias and the interval itself */
-    for (int r = 0; r < rows; r++) e->row[from + r] = (struct row){rounded[r].unscale, rounded[r].norm + rounded[r].rounding, rounded[r].rounding + rounding_of_sums * rounded[r].norm};
+    for (int r = 0; r < rows; r++)
+        e->row[from + r] = (struct row){rounded[r].unscale, rounded[r].norm + rounded[r].rounding,
+                                        rounded[r].rounding + rounding_of_sums * rounded[r].norm};
 }
 
 /* All features against the rows [0, rows) of the chunk or of the redo list. */
@@ -478,8 +506,10 @@ static void sweep(const struct encode *e, int rows) {
             }
             if (first >= e->M) break;
             int count = e->M - first < e->block ? e->M - first : e->block;
-            if (e->redo) exact_block(e, thread % lists, from, to, first, count);
-            else screen_block(e, &b, thread % lists, from, to, first, count);
+            if (e->redo)
+                exact_block(e, thread % lists, from, to, first, count);
+            else
+                screen_block(e, &b, thread % lists, from, to, first, count);
         }
     }
 }
@@ -501,7 +531,8 @@ static void encode_chunk(struct encode *e, int *indices, float *values, int *cou
     for (int r = 0; r < e->rows; r++) {
         struct block b;
         place_block(&b, e->blocks + (size_t)omp_get_thread_num() * e->block_bytes, e);
-        e->active[r] = !screen || !finish_row(e, &b, r, indices + cpu_offset(r, e->K), values + cpu_offset(r, e->K), counts ? counts + r : NULL);
+        e->active[r] =
+            !screen || !finish_row(e, &b, r, indices + cpu_offset(r, e->K), values + cpu_offset(r, e->K), counts ? counts + r : NULL);
     }
     for (int r = 0; r < e->rows; r++)
         if (e->active[r]) e->again[left++] = r;
@@ -539,13 +570,15 @@ size_t OP(sae_encode_scratch)(int N, int d, int M, int K) {
     return place(&e, NULL, N, d, M, K);
 }
 
-void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const act_t *x, const real_t *E, const bf16 *E_low, const real_t *b_e, const real_t *rank_scale, int N, int d, int M, int K, void *scratch) {
+void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const act_t *x, const real_t *E, const bf16 *E_low,
+                         const real_t *b_e, const real_t *rank_scale, int N, int d, int M, int K, void *scratch) {
     (void)dev;
     struct encode e = {.x = x, .w = {E_low ? NULL : E, E_low}, .b_e = b_e, .rank_scale = rank_scale};
     encode(&e, indices, values, NULL, N, d, M, K, scratch);
 }
 
-void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, int *counts, const act_t *x, const real_t *E, const bf16 *E_low, const real_t *b_e, const real_t *threshold, int N, int d, int M, int K, void *scratch) {
+void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, int *counts, const act_t *x, const real_t *E,
+                             const bf16 *E_low, const real_t *b_e, const real_t *threshold, int N, int d, int M, int K, void *scratch) {
     (void)dev;
     struct encode e = {.x = x, .w = {E_low ? NULL : E, E_low}, .b_e = b_e, .threshold = threshold};
     encode(&e, indices, values, counts, N, d, M, K, scratch);

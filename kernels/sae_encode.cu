@@ -18,7 +18,9 @@ __device__ __forceinline__ unsigned ordered(float rank) {
     const unsigned bits = __float_as_uint(rank + 0.0f); /* -0 equals 0 */
     return rank != rank ? 0xffffffffu : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
-__device__ __forceinline__ uint64_t make_key(float rank, int feature) { return static_cast<uint64_t>(ordered(rank)) << 32 | static_cast<unsigned>(~feature); }
+__device__ __forceinline__ uint64_t make_key(float rank, int feature) {
+    return static_cast<uint64_t>(ordered(rank)) << 32 | static_cast<unsigned>(~feature);
+}
 __device__ __forceinline__ int key_feature(uint64_t key) { return static_cast<int>(~static_cast<unsigned>(key)); }
 
 /* Bitonic sort of n (a power of two) pairs in shared memory, largest key first (Batcher 1968). */
@@ -50,7 +52,9 @@ __device__ void clear_from(uint64_t *key, float *h, int from, int to) {
 /* Grid: rows. Shared: `capacity` (a power of two >= K + FILTER_THREADS) pairs. Each turn 256 pre-activations are compared
  * with the K-th best so far; those above are appended, in any order, as keys are unique. A full list is sorted and cut to
  * K. What a cut drops is below K others: exact. */
-__global__ void __launch_bounds__(FILTER_THREADS) sae_topk_filter_kernel(lists l, const float *__restrict__ h, const float *__restrict__ b_e, const float *__restrict__ rank_scale, int first, int count, int K, int capacity) {
+__global__ void __launch_bounds__(FILTER_THREADS)
+    sae_topk_filter_kernel(lists l, const float *__restrict__ h, const float *__restrict__ b_e, const float *__restrict__ rank_scale,
+                           int first, int count, int K, int capacity) {
     DYN_SMEM(uint64_t, key);
     SHARED(int, used, );
     float *value = reinterpret_cast<float *>(key + capacity);
@@ -95,7 +99,8 @@ __global__ void __launch_bounds__(FILTER_THREADS) sae_topk_filter_kernel(lists l
 }
 
 /* Grid: rows. The K best, ascending in the feature: sorted by the complement of the feature, descending. */
-__global__ void __launch_bounds__(FILTER_THREADS) sae_topk_finish_kernel(int *__restrict__ indices, float *__restrict__ values, lists l, int K, int capacity) {
+__global__ void __launch_bounds__(FILTER_THREADS)
+    sae_topk_finish_kernel(int *__restrict__ indices, float *__restrict__ values, lists l, int K, int capacity) {
     DYN_SMEM(uint64_t, key);
     float *value = reinterpret_cast<float *>(key + capacity);
     const size_t row = blockIdx.x;
@@ -113,7 +118,9 @@ __global__ void __launch_bounds__(FILTER_THREADS) sae_topk_finish_kernel(int *__
 }
 
 /* Grid: rows. Lists what lies above its threshold, in the order of features; counts[row] carries on from chunk to chunk. */
-__global__ void __launch_bounds__(FILTER_THREADS) sae_jumprelu_filter_kernel(int *__restrict__ indices, float *__restrict__ values, int *__restrict__ counts, const float *__restrict__ h, const float *__restrict__ b_e, const float *__restrict__ threshold, int first, int count, int M, int K) {
+__global__ void __launch_bounds__(FILTER_THREADS)
+    sae_jumprelu_filter_kernel(int *__restrict__ indices, float *__restrict__ values, int *__restrict__ counts, const float *__restrict__ h,
+                               const float *__restrict__ b_e, const float *__restrict__ threshold, int first, int count, int M, int K) {
     SHARED(int, part, [FILTER_THREADS / 32]);
     const size_t row = blockIdx.x;
     const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
@@ -146,10 +153,12 @@ __global__ void __launch_bounds__(FILTER_THREADS) sae_jumprelu_filter_kernel(int
 
 /* h (N, count) = x E^T with E in f32: 64 x 64 tiles, 4 x 4 sums a thread. For dictionaries without a bf16 copy, where
  * exactness is asked for, not speed. Grid: (features / 64, rows / 64), 256 threads. */
-__global__ void __launch_bounds__(256) sae_product_tile_kernel(float *__restrict__ h, const __nv_bfloat16 *__restrict__ x, const float *__restrict__ E, int N, int d, int count) {
+__global__ void __launch_bounds__(256) sae_product_tile_kernel(float *__restrict__ h, const __nv_bfloat16 *__restrict__ x,
+                                                               const float *__restrict__ E, int N, int d, int count) {
     SHARED(float, xs, [DEPTH][TILE + 4]);
     SHARED(float, es, [DEPTH][TILE + 4]);
-    const int tid = static_cast<int>(threadIdx.x), tx = tid % 16, ty = tid / 16, row = static_cast<int>(blockIdx.y) * TILE, column = static_cast<int>(blockIdx.x) * TILE;
+    const int tid = static_cast<int>(threadIdx.x), tx = tid % 16, ty = tid / 16, row = static_cast<int>(blockIdx.y) * TILE,
+              column = static_cast<int>(blockIdx.x) * TILE;
     float sum[4][4] = {};
     for (int base = 0; base < d; base += DEPTH) {
         for (int i = tid; i < TILE * DEPTH; i += 256) {
@@ -165,7 +174,8 @@ __global__ void __launch_bounds__(256) sae_product_tile_kernel(float *__restrict
     }
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++)
-            if (row + 4 * ty + i < N && column + 4 * tx + j < count) h[static_cast<size_t>(row + 4 * ty + i) * count + column + 4 * tx + j] = sum[i][j];
+            if (row + 4 * ty + i < N && column + 4 * tx + j < count)
+                h[static_cast<size_t>(row + 4 * ty + i) * count + column + 4 * tx + j] = sum[i][j];
 }
 
 int smaller(int a, int b) { return a < b ? a : b; }
@@ -177,7 +187,9 @@ int power_of_two(int least) {
 }
 
 size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-size_t h_bytes(int N, int M) { return padded(static_cast<size_t>(smaller(N, ROWS)) * static_cast<size_t>(smaller(M, COLUMNS)) * sizeof(float)); }
+size_t h_bytes(int N, int M) {
+    return padded(static_cast<size_t>(smaller(N, ROWS)) * static_cast<size_t>(smaller(M, COLUMNS)) * sizeof(float));
+}
 size_t key_bytes(int N, int K) { return padded(static_cast<size_t>(smaller(N, ROWS)) * static_cast<size_t>(K) * sizeof(uint64_t)); }
 
 /* What an encode works on; threshold NULL: top-k, else JumpReLU. */
@@ -194,13 +206,19 @@ struct encode_args {
 };
 
 template <class F> void allow_shared(F kernel, size_t bytes) {
-    if (bytes > 48 * 1024) CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    if (bytes > 48 * 1024)
+        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
 }
 
 void product(struct device *dev, float *h, const encode_args &a, const bf16 *x, int N, int first, int count) {
     const size_t at = static_cast<size_t>(first) * a.d;
-    if (a.E_low) linear_forward_real(dev, h, x, a.E_low + at, N, a.d, count);
-    else LAUNCH((sae_product_tile_kernel), dim3(static_cast<unsigned>((count + TILE - 1) / TILE), static_cast<unsigned>((N + TILE - 1) / TILE)), 256, 0, dev->stream, h, x, a.E + at, N, a.d, count);
+    if (a.E_low)
+        linear_forward_real(dev, h, x, a.E_low + at, N, a.d, count);
+    else
+        LAUNCH((sae_product_tile_kernel),
+               dim3(static_cast<unsigned>((count + TILE - 1) / TILE), static_cast<unsigned>((N + TILE - 1) / TILE)), 256, 0, dev->stream, h,
+               x, a.E + at, N, a.d, count);
 }
 
 void encode_chunks(struct device *dev, const encode_args &a) {
@@ -220,10 +238,16 @@ void encode_chunks(struct device *dev, const encode_args &a) {
         for (int f = 0; f < a.M; f += COLUMNS) {
             const int count = smaller(a.M - f, COLUMNS);
             product(dev, h, a, a.x + static_cast<size_t>(n) * a.d, rows, f, count);
-            if (a.threshold) LAUNCH((sae_jumprelu_filter_kernel), static_cast<unsigned>(rows), FILTER_THREADS, 0, dev->stream, a.indices + slot, a.values + slot, a.counts + n, h, a.b_e, a.threshold, f, count, a.M, a.K);
-            else LAUNCH((sae_topk_filter_kernel), static_cast<unsigned>(rows), FILTER_THREADS, static_cast<size_t>(capacity) * pair, dev->stream, l, h, a.b_e, a.rank_scale, f, count, a.K, capacity);
+            if (a.threshold)
+                LAUNCH((sae_jumprelu_filter_kernel), static_cast<unsigned>(rows), FILTER_THREADS, 0, dev->stream, a.indices + slot,
+                       a.values + slot, a.counts + n, h, a.b_e, a.threshold, f, count, a.M, a.K);
+            else
+                LAUNCH((sae_topk_filter_kernel), static_cast<unsigned>(rows), FILTER_THREADS, static_cast<size_t>(capacity) * pair,
+                       dev->stream, l, h, a.b_e, a.rank_scale, f, count, a.K, capacity);
         }
-        if (!a.threshold) LAUNCH((sae_topk_finish_kernel), static_cast<unsigned>(rows), FILTER_THREADS, static_cast<size_t>(finish) * pair, dev->stream, a.indices + slot, a.values + slot, l, a.K, finish);
+        if (!a.threshold)
+            LAUNCH((sae_topk_finish_kernel), static_cast<unsigned>(rows), FILTER_THREADS, static_cast<size_t>(finish) * pair, dev->stream,
+                   a.indices + slot, a.values + slot, l, a.K, finish);
     }
 }
 
@@ -253,10 +277,12 @@ size_t sae_encode_scratch(int N, int d, int M, int K) {
     return h_bytes(N, M) + key_bytes(N, K) + padded(static_cast<size_t>(smaller(N, ROWS)) * static_cast<size_t>(K) * sizeof(float));
 }
 
-void sae_encode_topk(struct device *dev, int *indices, float *values, const bf16 *x, const float *E, const bf16 *E_low, const float *b_e, const float *rank_scale, int N, int d, int M, int K, void *scratch) {
+void sae_encode_topk(struct device *dev, int *indices, float *values, const bf16 *x, const float *E, const bf16 *E_low, const float *b_e,
+                     const float *rank_scale, int N, int d, int M, int K, void *scratch) {
     encode(dev, {indices, values, nullptr, x, E, E_low, b_e, rank_scale, nullptr, N, d, M, K, scratch});
 }
 
-void sae_encode_jumprelu(struct device *dev, int *indices, float *values, int *counts, const bf16 *x, const float *E, const bf16 *E_low, const float *b_e, const float *threshold, int N, int d, int M, int K, void *scratch) {
+void sae_encode_jumprelu(struct device *dev, int *indices, float *values, int *counts, const bf16 *x, const float *E, const bf16 *E_low,
+                         const float *b_e, const float *threshold, int N, int d, int M, int K, void *scratch) {
     encode(dev, {indices, values, counts, x, E, E_low, b_e, nullptr, threshold, N, d, M, K, scratch});
 }

@@ -33,7 +33,8 @@ static inline __attribute__((always_inline)) real_t sae_gather_column(const stru
     for (int k = 0; k < rows; k++) start = fma(g->weight[k], g->row[k][i], start);
     return start;
 }
-static inline __attribute__((always_inline)) void sae_gather_columns(real_t *restrict sum, const struct sae_gather *g, const int rows, int d) {
+static inline __attribute__((always_inline)) void sae_gather_columns(real_t *restrict sum, const struct sae_gather *g, const int rows,
+                                                                     int d) {
     const struct sae_gather from = *g;
     for (int i = 0; i < d; i++) sum[i] = sae_gather_column(&from, rows, i, sum[i]);
 }
@@ -41,7 +42,10 @@ static inline __attribute__((always_inline)) void sae_gather_columns(real_t *res
 
 /* sum += weights * rows; empties g */
 static inline void sae_gather_flush(real_t *restrict sum, struct sae_gather *g, int d) {
-#define ONE(n) case n: sae_gather_columns(sum, g, n, d); break;
+#define ONE(n)                                                                                                                             \
+    case n:                                                                                                                                \
+        sae_gather_columns(sum, g, n, d);                                                                                                  \
+        break;
     switch (g->rows) { SAE_GATHER_CASES(ONE) }
 #undef ONE
     g->rows = 0;

@@ -14,7 +14,9 @@ enum { LANES = 16, NORM_LIMIT = 46340 }; /* 46340^2 < 2^31 */
 #ifdef __AVX512F__
 typedef __m512 lanes;
 static inline lanes lanes_zero(void) { return _mm512_setzero_ps(); }
-static inline lanes lanes_load(const float *p, int n) { return n >= LANES ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+static inline lanes lanes_load(const float *p, int n) {
+    return n >= LANES ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
 static inline lanes lanes_load_low(const bf16 *p, int n) {
     __mmask16 mask = (__mmask16)(n >= LANES ? 0xFFFFu : (1u << n) - 1);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
@@ -73,12 +75,16 @@ static inline lanes lanes_round(int16_t *q, lanes v, lanes scale, lanes sum) {
 }
 #endif
 
-static inline lanes load_weights(struct sae_weights w, size_t at, int n) { return w.low ? lanes_load_low(w.low + at, n) : lanes_load(w.real + at, n); }
+static inline lanes load_weights(struct sae_weights w, size_t at, int n) {
+    return w.low ? lanes_load_low(w.low + at, n) : lanes_load(w.real + at, n);
+}
 
 /* ---- the exact product ---- */
 
 /* n of 16 columns from i on: sums += x * w for R rows and F features */
-static inline __attribute__((always_inline)) void exact_columns(lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES], const float *const *x, const int R, struct sae_weights w, const bool low, const size_t *start, const int F, int i, const int n) {
+static inline __attribute__((always_inline)) void exact_columns(lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES], const float *const *x,
+                                                                const int R, struct sae_weights w, const bool low, const size_t *start,
+                                                                const int F, int i, const int n) {
     lanes wv[SAE_EXACT_FEATURES];
 #pragma GCC unroll 4
     for (int f = 0; f < F; f++) wv[f] = low ? lanes_load_low(w.low + start[f] + i, n) : lanes_load(w.real + start[f] + i, n);
@@ -91,7 +97,9 @@ static inline __attribute__((always_inline)) void exact_columns(lanes sum[SAE_EX
 }
 
 /* R rows and F features; both and `low` are constants where it is called, so every sum is a register. */
-static inline __attribute__((always_inline)) void exact_group(float *out, int width, const float *const *x, const int R, struct sae_weights w, const bool low, const int *feature, const int F, int d) {
+static inline __attribute__((always_inline)) void exact_group(float *out, int width, const float *const *x, const int R,
+                                                              struct sae_weights w, const bool low, const int *feature, const int F,
+                                                              int d) {
     lanes sum[SAE_EXACT_ROWS][SAE_EXACT_FEATURES];
     size_t start[SAE_EXACT_FEATURES];
     int whole = d / LANES * LANES;
@@ -109,20 +117,27 @@ static inline __attribute__((always_inline)) void exact_group(float *out, int wi
         for (int f = 0; f < F; f++) out[cpu_offset(r, width) + (size_t)f] = lanes_sum(sum[r][f]);
 }
 
-static inline __attribute__((always_inline)) void exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const bool low, const int *feature, int features, int d) {
+static inline __attribute__((always_inline)) void exact_products(float *out, int width, const float *const *x, int rows,
+                                                                 struct sae_weights w, const bool low, const int *feature, int features,
+                                                                 int d) {
     int f = 0;
-    for (; rows == SAE_EXACT_ROWS && f + SAE_EXACT_FEATURES <= features; f += SAE_EXACT_FEATURES) exact_group(out + f, width, x, SAE_EXACT_ROWS, w, low, feature + f, SAE_EXACT_FEATURES, d);
+    for (; rows == SAE_EXACT_ROWS && f + SAE_EXACT_FEATURES <= features; f += SAE_EXACT_FEATURES)
+        exact_group(out + f, width, x, SAE_EXACT_ROWS, w, low, feature + f, SAE_EXACT_FEATURES, d);
     for (int r = 0; r < rows; r++) {
         float *to = out + cpu_offset(r, width);
         int g = f;
-        for (; g + SAE_EXACT_FEATURES <= features; g += SAE_EXACT_FEATURES) exact_group(to + g, width, x + r, 1, w, low, feature + g, SAE_EXACT_FEATURES, d);
+        for (; g + SAE_EXACT_FEATURES <= features; g += SAE_EXACT_FEATURES)
+            exact_group(to + g, width, x + r, 1, w, low, feature + g, SAE_EXACT_FEATURES, d);
         for (; g < features; g++) exact_group(to + g, width, x + r, 1, w, low, feature + g, 1, d);
     }
 }
 
-void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features, int d) {
-    if (w.low) exact_products(out, width, x, rows, w, true, feature, features, d);
-    else exact_products(out, width, x, rows, w, false, feature, features, d);
+void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features,
+                        int d) {
+    if (w.low)
+        exact_products(out, width, x, rows, w, true, feature, features, d);
+    else
+        exact_products(out, width, x, rows, w, false, feature, features, d);
 }
 
 /* ---- the screen ---- */
@@ -151,9 +166,12 @@ static struct sae_rounded round_row(int16_t *q, struct sae_weights w, size_t at,
 void sae_screen_rows(int16_t *x_tile, struct sae_rounded *row, const float *x, int rows, int d, int16_t *temporary) {
     int pairs = sae_screen_pairs(d);
     for (int r = 0; r < SAE_TILE_ROWS; r++) {
-        if (r < rows) row[r] = round_row(temporary, (struct sae_weights){x, NULL}, cpu_offset(r, d), d);
-        else memset(temporary, 0, 2 * (size_t)pairs * sizeof *temporary);
-        for (int p = 0; p < pairs; p++) memcpy(x_tile + 2 * (cpu_offset(p, SAE_TILE_ROWS) + (size_t)r), temporary + 2 * p, 2 * sizeof *x_tile);
+        if (r < rows)
+            row[r] = round_row(temporary, (struct sae_weights){x, NULL}, cpu_offset(r, d), d);
+        else
+            memset(temporary, 0, 2 * (size_t)pairs * sizeof *temporary);
+        for (int p = 0; p < pairs; p++)
+            memcpy(x_tile + 2 * (cpu_offset(p, SAE_TILE_ROWS) + (size_t)r), temporary + 2 * p, 2 * sizeof *x_tile);
     }
 }
 
@@ -188,7 +206,8 @@ static inline void turn16(int16_t *out, const int16_t *in, size_t stride) {
 #else
 static inline void turn16(int16_t *out, const int16_t *in, size_t stride) {
     for (int p = 0; p < 16; p++)
-        for (int j = 0; j < 16; j++) memcpy(out + (size_t)(2 * (SAE_PANEL * p + j)), in + (size_t)j * stride + (size_t)(2 * p), 2 * sizeof *out);
+        for (int j = 0; j < 16; j++)
+            memcpy(out + (size_t)(2 * (SAE_PANEL * p + j)), in + (size_t)j * stride + (size_t)(2 * p), 2 * sizeof *out);
 }
 #endif
 
@@ -196,8 +215,10 @@ void sae_screen_panel(int16_t *w_panel, struct sae_rounded *feature, struct sae_
     int pairs = sae_screen_pairs(d);
     size_t stride = 2 * (size_t)pairs;
     for (int j = 0; j < SAE_PANEL; j++) {
-        if (j < features) feature[j] = round_row(temporary + (size_t)j * stride, w, cpu_offset(j, d), d);
-        else memset(temporary + (size_t)j * stride, 0, stride * sizeof *temporary);
+        if (j < features)
+            feature[j] = round_row(temporary + (size_t)j * stride, w, cpu_offset(j, d), d);
+        else
+            memset(temporary + (size_t)j * stride, 0, stride * sizeof *temporary);
     }
     for (int p = 0; p < pairs; p += 16)
         for (int half = 0; half < SAE_PANEL; half += 16)

@@ -2,7 +2,8 @@
 #include "kernels/sae_internal.h"
 #include "kernels/sae_ops.h"
 
-void OP(sae_feature_stats)(struct device *dev, double *energy, int64_t *fired, const int *offsets, const int *entries, const real_t *values, const uint8_t *group, int groups, int N, int M, int K) {
+void OP(sae_feature_stats)(struct device *dev, double *energy, int64_t *fired, const int *offsets, const int *entries, const real_t *values,
+                           const uint8_t *group, int groups, int N, int M, int K) {
     (void)dev, (void)N;
 #pragma omp parallel for schedule(dynamic, 64)
     for (int f = 0; f < M; f++)

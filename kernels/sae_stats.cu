@@ -8,11 +8,15 @@ constexpr int WARPS = 4; /* of a block whose warps work alone */
 /* How many runs of slots are counted apart; one warp walks one run. Fixed by the shape, so the order of entries is. */
 int segments_for(int M) { return M <= 131072 ? 128 : 16; }
 
-__device__ __forceinline__ size_t segment_start(int s, int segments, size_t slots) { return slots * static_cast<size_t>(s) / static_cast<size_t>(segments); }
+__device__ __forceinline__ size_t segment_start(int s, int segments, size_t slots) {
+    return slots * static_cast<size_t>(s) / static_cast<size_t>(segments);
+}
 
 /* Walks a segment in order, 32 slots a turn. Slots of a turn that name the same feature are ranked by lane, so the sort is
  * stable. count (segments, M): SCATTER false counts; true holds, per segment and feature, where the next entry goes. */
-template <bool SCATTER> __global__ void __launch_bounds__(32 * WARPS) sae_csc_walk_kernel(int *__restrict__ count, int *__restrict__ entries, const int *__restrict__ indices, size_t slots, int segments, int M) {
+template <bool SCATTER> __global__ void __launch_bounds__(32 * WARPS)
+    sae_csc_walk_kernel(int *__restrict__ count, int *__restrict__ entries, const int *__restrict__ indices, size_t slots, int segments,
+                        int M) {
     const int s = static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     if (s >= segments) return;
     int *mine = count + static_cast<size_t>(s) * M;
@@ -74,11 +78,15 @@ __global__ void __launch_bounds__(1024) sae_csc_scan_kernel(int *offsets, int M)
 
 __global__ void __launch_bounds__(256) sae_csc_place_kernel(int *__restrict__ count, const int *__restrict__ offsets, int segments, int M) {
     const size_t n = static_cast<size_t>(segments) * M;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += static_cast<size_t>(gridDim.x) * blockDim.x) count[i] += offsets[i % M];
+    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += static_cast<size_t>(gridDim.x) * blockDim.x)
+        count[i] += offsets[i % M];
 }
 
 /* One warp per feature: lanes fetch 32 entries, lane 0 adds them in order, so the sums are those of a plain loop. */
-__global__ void __launch_bounds__(32 * WARPS) sae_feature_stats_warp_kernel(double *__restrict__ energy, long long *__restrict__ fired, const int *__restrict__ offsets, const int *__restrict__ entries, const float *__restrict__ values, const uint8_t *__restrict__ group, int groups, int M, int K) {
+__global__ void __launch_bounds__(32 * WARPS)
+    sae_feature_stats_warp_kernel(double *__restrict__ energy, long long *__restrict__ fired, const int *__restrict__ offsets,
+                                  const int *__restrict__ entries, const float *__restrict__ values, const uint8_t *__restrict__ group,
+                                  int groups, int M, int K) {
     const int f = static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     if (f >= M) return;
     const int to = offsets[f + 1];
@@ -97,7 +105,8 @@ __global__ void __launch_bounds__(32 * WARPS) sae_feature_stats_warp_kernel(doub
     }
 }
 
-__global__ void __launch_bounds__(32 * WARPS) row_cosine_warp_kernel(float *__restrict__ cosine, const float *__restrict__ a, const float *__restrict__ b, int M, int d) {
+__global__ void __launch_bounds__(32 * WARPS)
+    row_cosine_warp_kernel(float *__restrict__ cosine, const float *__restrict__ a, const float *__restrict__ b, int M, int d) {
     const int f = static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     if (f >= M) return;
     const size_t at = static_cast<size_t>(f) * d;
@@ -128,16 +137,20 @@ void sae_csc(struct device *dev, int *offsets, int *entries, const int *indices,
     const int segments = segments_for(M);
     int *count = static_cast<int *>(scratch);
     device_zero(dev, count, sae_csc_scratch(N, M, K));
-    LAUNCH((sae_csc_walk_kernel<false>), blocks_of_warps(segments), 32 * WARPS, 0, dev->stream, count, entries, indices, slots, segments, M);
+    LAUNCH((sae_csc_walk_kernel<false>), blocks_of_warps(segments), 32 * WARPS, 0, dev->stream, count, entries, indices, slots, segments,
+           M);
     LAUNCH((sae_csc_column_kernel), static_cast<unsigned>((M + 255) / 256), 256, 0, dev->stream, count, offsets, segments, M);
     LAUNCH((sae_csc_scan_kernel), 1, 1024, 0, dev->stream, offsets, M);
     LAUNCH((sae_csc_place_kernel), grid_for(static_cast<size_t>(segments) * M), 256, 0, dev->stream, count, offsets, segments, M);
     LAUNCH((sae_csc_walk_kernel<true>), blocks_of_warps(segments), 32 * WARPS, 0, dev->stream, count, entries, indices, slots, segments, M);
 }
 
-void sae_feature_stats(struct device *dev, double *energy, int64_t *fired, const int *offsets, const int *entries, const float *values, const uint8_t *group, int groups, int N, int M, int K) {
+void sae_feature_stats(struct device *dev, double *energy, int64_t *fired, const int *offsets, const int *entries, const float *values,
+                       const uint8_t *group, int groups, int N, int M, int K) {
     (void)N;
-    if (M > 0) LAUNCH((sae_feature_stats_warp_kernel), blocks_of_warps(M), 32 * WARPS, 0, dev->stream, energy, reinterpret_cast<long long *>(fired), offsets, entries, values, group, groups, M, K);
+    if (M > 0)
+        LAUNCH((sae_feature_stats_warp_kernel), blocks_of_warps(M), 32 * WARPS, 0, dev->stream, energy,
+               reinterpret_cast<long long *>(fired), offsets, entries, values, group, groups, M, K);
 }
 
 void row_cosine(struct device *dev, float *cosine, const float *a, const float *b, int M, int d) {

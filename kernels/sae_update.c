@@ -52,7 +52,13 @@ struct adam_step {
 static struct adam_step adam_begin(const struct sae_adam *a) {
     CHECK(a->step >= 1, "step=%ld", a->step);
     double correction1 = 1 - pow(a->beta1, (double)a->step), correction2 = 1 - pow(a->beta2, (double)a->step);
-    return (struct adam_step){(real_t)a->beta1, (real_t)a->beta2, (real_t)(1 - a->beta1), (real_t)(1 - a->beta2), (real_t)a->eps, (real_t)(a->lr / correction1), (real_t)(1 / sqrt(correction2))};
+    return (struct adam_step){(real_t)a->beta1,
+                              (real_t)a->beta2,
+                              (real_t)(1 - a->beta1),
+                              (real_t)(1 - a->beta2),
+                              (real_t)a->eps,
+                              (real_t)(a->lr / correction1),
+                              (real_t)(1 / sqrt(correction2))};
 }
 
 /* A gradient that Adam consumes while it is summed: `before`, what came earlier (NULL: 0), and the last rows. */
@@ -63,7 +69,9 @@ struct gradient {
 
 /* Rows, parameters and moments are fetched side by side, so that the memory always has something to do. rows and
  * has_before are constants where it is called. Returns the sum of squares of the new parameters. */
-static inline __attribute__((always_inline)) real_t adam_rows(real_t *restrict p, real_t *restrict m, real_t *restrict v, const struct gradient *g, const int rows, const bool has_before, const struct adam_step *a, int n) {
+static inline __attribute__((always_inline)) real_t adam_rows(real_t *restrict p, real_t *restrict m, real_t *restrict v,
+                                                              const struct gradient *g, const int rows, const bool has_before,
+                                                              const struct adam_step *a, int n) {
     real_t square = 0;
     const struct adam_step s = *a;
     const struct gradient from = *g;
@@ -81,15 +89,19 @@ static inline __attribute__((always_inline)) real_t adam_rows(real_t *restrict p
     return square;
 }
 
-static real_t adam_row(real_t *restrict p, real_t *restrict m, real_t *restrict v, const struct gradient *g, const struct adam_step *a, int n) {
-#define ONE(r) case r: return g->before ? adam_rows(p, m, v, g, r, true, a, n) : adam_rows(p, m, v, g, r, false, a, n);
+static real_t adam_row(real_t *restrict p, real_t *restrict m, real_t *restrict v, const struct gradient *g, const struct adam_step *a,
+                       int n) {
+#define ONE(r)                                                                                                                             \
+    case r:                                                                                                                                \
+        return g->before ? adam_rows(p, m, v, g, r, true, a, n) : adam_rows(p, m, v, g, r, false, a, n);
     switch (g->last.rows) { SAE_GATHER_CASES(ONE) }
 #undef ONE
     return g->before ? adam_rows(p, m, v, g, 0, true, a, n) : adam_rows(p, m, v, g, 0, false, a, n);
 }
 
 /* Leaves at most SAE_GATHER rows of a feature's entries for adam_row, sums those before into `sum`. all: sums every row. */
-static struct gradient gather(real_t *sum, const int *entries, int from, int to, const real_t *weight, const real_t *rows, int d, int K, bool all) {
+static struct gradient gather(real_t *sum, const int *entries, int from, int to, const real_t *weight, const real_t *rows, int d, int K,
+                              bool all) {
     struct gradient g = {.before = NULL};
     int first = all ? to : to - SAE_GATHER;
     if (first > from) {
@@ -117,7 +129,9 @@ static void remove_parallel(real_t *restrict grad, const real_t *restrict row, i
     for (int i = 0; i < d; i++) grad[i] -= share * row[i];
 }
 
-void OP(sae_update)(struct device *dev, real_t *E, real_t *D, real_t *b_e, real_t *m_E, real_t *v_E, real_t *m_D, real_t *v_D, real_t *m_be, real_t *v_be, bf16 *E_low, const int *offsets, const int *entries, const real_t *values, const real_t *dvalues, const real_t *g, const act_t *x, const struct sae_adam *adam, int N, int d, int M, int K) {
+void OP(sae_update)(struct device *dev, real_t *E, real_t *D, real_t *b_e, real_t *m_E, real_t *v_E, real_t *m_D, real_t *v_D, real_t *m_be,
+                    real_t *v_be, bf16 *E_low, const int *offsets, const int *entries, const real_t *values, const real_t *dvalues,
+                    const real_t *g, const act_t *x, const struct sae_adam *adam, int N, int d, int M, int K) {
     (void)dev, (void)N;
     const struct adam_step a = adam_begin(adam);
     CHECK(d <= 65536, "d=%d", d);
@@ -146,7 +160,8 @@ void OP(sae_update)(struct device *dev, real_t *E, real_t *D, real_t *b_e, real_
     }
 }
 
-void OP(sae_update_bias)(struct device *dev, real_t *b_d, real_t *m_bd, real_t *v_bd, const real_t *g, const struct sae_adam *adam, int N, int d) {
+void OP(sae_update_bias)(struct device *dev, real_t *b_d, real_t *m_bd, real_t *v_bd, const real_t *g, const struct sae_adam *adam, int N,
+                         int d) {
     (void)dev;
     const struct adam_step a = adam_begin(adam);
 #pragma omp parallel for schedule(static)

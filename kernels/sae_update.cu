@@ -14,8 +14,17 @@ struct adam_step {
 
 adam_step adam_begin(const struct sae_adam *a) {
     CHECK(a->step >= 1, "step=%ld", a->step);
-    const double correction1 = 1 - pow(a->beta1, static_cast<double>(a->step)), correction2 = 1 - pow(a->beta2, static_cast<double>(a->step));
-    return {static_cast<float>(a->beta1), static_cast<float>(a->beta2), static_cast<float>(1 - a->beta1), static_cast<float>(1 - a->beta2), static_cast<float>(a->eps), static_cast<float>(a->lr / correction1), static_cast<float>(1 / sqrt(correction2)), a->unit_norm_decoder, a->remove_parallel};
+    const double correction1 = 1 - pow(a->beta1, static_cast<double>(a->step)),
+                 correction2 = 1 - pow(a->beta2, static_cast<double>(a->step));
+    return {static_cast<float>(a->beta1),
+            static_cast<float>(a->beta2),
+            static_cast<float>(1 - a->beta1),
+            static_cast<float>(1 - a->beta2),
+            static_cast<float>(a->eps),
+            static_cast<float>(a->lr / correction1),
+            static_cast<float>(1 / sqrt(correction2)),
+            a->unit_norm_decoder,
+            a->remove_parallel};
 }
 
 __device__ __forceinline__ float adam(float p, float &m, float &v, float g, const adam_step &a) {
@@ -34,7 +43,8 @@ struct update_args {
 };
 
 /* W columns of sum over the feature's entries of weight * row, in the order of the entries. */
-template <int W, class T> __device__ __forceinline__ void gather(float (&sum)[W], const int *entries, int from, int to, const float *weight, const T *rows, int c, int d, int K) {
+template <int W, class T> __device__ __forceinline__ void gather(float (&sum)[W], const int *entries, int from, int to, const float *weight,
+                                                                 const T *rows, int c, int d, int K) {
     float r[W];
     for (int i = 0; i < W; i++) sum[i] = 0;
     for (int e = from; e < to; e++) {
@@ -46,7 +56,8 @@ template <int W, class T> __device__ __forceinline__ void gather(float (&sum)[W]
 }
 
 /* Adam on W elements of a row that lie at p, m, v; returns their sum of squares. */
-template <int W> __device__ __forceinline__ float adam_columns(float *p, float *m, float *v, const float (&g)[W], float (&out)[W], const adam_step &a) {
+template <int W>
+__device__ __forceinline__ float adam_columns(float *p, float *m, float *v, const float (&g)[W], float (&out)[W], const adam_step &a) {
     float mv[W], vv[W], square = 0;
     vec_load<W>(out, p);
     vec_load<W>(mv, m);
@@ -65,7 +76,8 @@ template <int W> __device__ __forceinline__ float adam_columns(float *p, float *
 template <int W> __global__ void __launch_bounds__(UPDATE_THREADS) sae_update_block_kernel(const update_args u, const adam_step a) {
     DYN_SMEM(float, grad);
     SHARED(float, part, [32]);
-    const int f = static_cast<int>(blockIdx.x), first = static_cast<int>(threadIdx.x) * W, d = u.d, K = u.K, from = u.offsets[f], to = u.offsets[f + 1];
+    const int f = static_cast<int>(blockIdx.x), first = static_cast<int>(threadIdx.x) * W, d = u.d, K = u.K, from = u.offsets[f],
+              to = u.offsets[f + 1];
     const size_t at = static_cast<size_t>(f) * d;
     float sum[W], p[W], share = 0, square = 0;
     if (a.remove_parallel) {
@@ -114,9 +126,12 @@ template <int W> __global__ void __launch_bounds__(UPDATE_THREADS) sae_update_bl
 }
 
 /* A block takes 32 channels; warp l adds rows l, l + 32, ..., then lane by lane. */
-__global__ void __launch_bounds__(COLUMNS * LANES) sae_update_bias_column_kernel(float *__restrict__ b_d, float *__restrict__ m, float *__restrict__ v, const float *__restrict__ g, const adam_step a, int N, int d) {
+__global__ void __launch_bounds__(COLUMNS *LANES)
+    sae_update_bias_column_kernel(float *__restrict__ b_d, float *__restrict__ m, float *__restrict__ v, const float *__restrict__ g,
+                                  const adam_step a, int N, int d) {
     SHARED(float, part, [LANES][COLUMNS + 1]);
-    const int column = static_cast<int>(threadIdx.x) % COLUMNS, lane = static_cast<int>(threadIdx.x) / COLUMNS, c = static_cast<int>(blockIdx.x) * COLUMNS + column;
+    const int column = static_cast<int>(threadIdx.x) % COLUMNS, lane = static_cast<int>(threadIdx.x) / COLUMNS,
+              c = static_cast<int>(blockIdx.x) * COLUMNS + column;
     float sum = 0;
     for (int n = lane; n < N && c < d; n += LANES) sum += g[static_cast<size_t>(n) * d + c];
     part[lane][column] = sum;
@@ -128,7 +143,9 @@ __global__ void __launch_bounds__(COLUMNS * LANES) sae_update_bias_column_kernel
 }
 } // namespace
 
-void sae_update(struct device *dev, float *E, float *D, float *b_e, float *m_E, float *v_E, float *m_D, float *v_D, float *m_be, float *v_be, bf16 *E_low, const int *offsets, const int *entries, const float *values, const float *dvalues, const float *g, const bf16 *x, const struct sae_adam *adam, int N, int d, int M, int K) {
+void sae_update(struct device *dev, float *E, float *D, float *b_e, float *m_E, float *v_E, float *m_D, float *v_D, float *m_be,
+                float *v_be, bf16 *E_low, const int *offsets, const int *entries, const float *values, const float *dvalues, const float *g,
+                const bf16 *x, const struct sae_adam *adam, int N, int d, int M, int K) {
     (void)N;
     if (M <= 0) return;
     const adam_step a = adam_begin(adam);
@@ -136,10 +153,13 @@ void sae_update(struct device *dev, float *E, float *D, float *b_e, float *m_E, 
     const bool wide = d % 8 == 0 && vec_aligned(E, D, m_E, v_E) && vec_aligned(m_D, v_D, g, x) && vec_aligned(E_low);
     const auto kernel = wide ? sae_update_block_kernel<8> : sae_update_block_kernel<1>;
     const size_t bytes = a.remove_parallel ? static_cast<size_t>(d) * sizeof(float) : 0;
-    if (bytes > 48 * 1024) CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    if (bytes > 48 * 1024)
+        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
     LAUNCH((kernel), static_cast<unsigned>(M), UPDATE_THREADS, bytes, dev->stream, u, a);
 }
 
 void sae_update_bias(struct device *dev, float *b_d, float *m_bd, float *v_bd, const float *g, const struct sae_adam *adam, int N, int d) {
-    LAUNCH((sae_update_bias_column_kernel), static_cast<unsigned>((d + COLUMNS - 1) / COLUMNS), COLUMNS * LANES, 0, dev->stream, b_d, m_bd, v_bd, g, adam_begin(adam), N, d);
+    LAUNCH((sae_update_bias_column_kernel), static_cast<unsigned>((d + COLUMNS - 1) / COLUMNS), COLUMNS * LANES, 0, dev->stream, b_d, m_bd,
+           v_bd, g, adam_begin(adam), N, d);
 }

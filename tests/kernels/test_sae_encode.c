@@ -8,8 +8,22 @@
 #include "kernels/sae_ops.h"
 #include "kernels/ref_end.h"
 
-enum kind { INTEGERS, FEW_INTEGERS, ALL_EQUAL, NEGATIVE, ASCENDING, DESCENDING, NAN_ROWS, NAN_FEATURE, INFINITE, SIGNED_ZERO, OVERFLOW, NEAR };
-static const char *kind_name[] = {"integers", "ties", "all equal", "all negative", "ascending", "descending", "NaN rows", "NaN features", "infinite bias", "zeros of both signs", "huge features", "near ties"};
+enum kind {
+    INTEGERS,
+    FEW_INTEGERS,
+    ALL_EQUAL,
+    NEGATIVE,
+    ASCENDING,
+    DESCENDING,
+    NAN_ROWS,
+    NAN_FEATURE,
+    INFINITE,
+    SIGNED_ZERO,
+    OVERFLOW,
+    NEAR
+};
+static const char *kind_name[] = {"integers", "ties",         "all equal",     "all negative",        "ascending",     "descending",
+                                  "NaN rows", "NaN features", "infinite bias", "zeros of both signs", "huge features", "near ties"};
 
 /* the slices of a case that both ops share */
 struct inputs {
@@ -31,16 +45,23 @@ static struct inputs integer_inputs(struct op_test *t, enum kind kind, int N, in
     }
     if (kind == NEAR) {
         for (size_t i = 0; i < nx; i++) x[i] = op_below(t, 129) - 64;
-        for (size_t i = 0; i < ne; i++) E[i] = (i < (size_t)d ? op_below(t, low ? 250 : 4000) : E[i % (size_t)d]) + (i < (size_t)d || i % (size_t)d > 2 ? 0 : op_below(t, 5) - 2);
+        for (size_t i = 0; i < ne; i++)
+            E[i] = (i < (size_t)d ? op_below(t, low ? 250 : 4000) : E[i % (size_t)d]) +
+                   (i < (size_t)d || i % (size_t)d > 2 ? 0 : op_below(t, 5) - 2);
     }
     for (int f = 0; f < M; f++) {
-        b[f] = kind == ASCENDING ? f : kind == DESCENDING ? -f : kind == NEGATIVE ? -16 * d - op_below(t, 5) : kind == SIGNED_ZERO ? (op_below(t, 2) ? 0.0 : -0.0) : 0;
+        b[f] = kind == ASCENDING     ? f
+               : kind == DESCENDING  ? -f
+               : kind == NEGATIVE    ? -16 * d - op_below(t, 5)
+               : kind == SIGNED_ZERO ? (op_below(t, 2) ? 0.0 : -0.0)
+                                     : 0;
         if (kind == INFINITE && op_below(t, 8) == 0) b[f] = op_below(t, 2) ? (double)INFINITY : -(double)INFINITY;
         if (kind == NAN_FEATURE && op_below(t, 8) == 0) b[f] = op_below(t, 2) ? (double)NAN : -(double)NAN;
     }
     if (kind == NAN_ROWS)
         for (int n = 0; n < N; n += 2) x[(size_t)n * (size_t)d] = (double)NAN;
-    return (struct inputs){op_given(t, OP_ACT, nx, x), op_given(t, OP_REAL, ne, E), op_given(t, OP_BF16, ne, E), op_given(t, OP_REAL, (size_t)M, b)};
+    return (struct inputs){op_given(t, OP_ACT, nx, x), op_given(t, OP_REAL, ne, E), op_given(t, OP_BF16, ne, E),
+                           op_given(t, OP_REAL, (size_t)M, b)};
 }
 
 struct shape {
@@ -49,7 +70,8 @@ struct shape {
 
 static void check_choice(enum kind kind, struct shape s, bool low, bool scaled) {
     struct op_test t;
-    op_begin(&t, "sae_encode_topk %s N=%d d=%d M=%d K=%d%s%s", kind_name[kind], s.N, s.d, s.M, s.K, low ? " bf16" : "", scaled ? " scaled" : "");
+    op_begin(&t, "sae_encode_topk %s N=%d d=%d M=%d K=%d%s%s", kind_name[kind], s.N, s.d, s.M, s.K, low ? " bf16" : "",
+             scaled ? " scaled" : "");
     struct inputs in = integer_inputs(&t, kind, s.N, s.d, s.M, low);
     size_t slots = (size_t)s.N * (size_t)s.K;
     double *powers = op_ref(&t, (size_t)s.M); /* exact scales */
@@ -57,11 +79,13 @@ static void check_choice(enum kind kind, struct shape s, bool low, bool scaled) 
     struct op_buffer *scale = op_given(&t, OP_REAL, (size_t)s.M, powers);
     struct op_buffer *indices = op_output(&t, OP_INT, slots), *values = op_output(&t, OP_REAL, slots);
     struct op_buffer *scratch = op_output(&t, OP_BYTES, sae_encode_scratch(s.N, s.d, s.M, s.K));
-    OP_RUN(&t, sae_encode_topk(t.dev, indices->p, values->p, in.x->p, in.E->p, low ? in.E_low->p : NULL, in.b_e->p, scaled ? scale->p : NULL, s.N, s.d, s.M, s.K, scratch->p));
+    OP_RUN(&t, sae_encode_topk(t.dev, indices->p, values->p, in.x->p, in.E->p, low ? in.E_low->p : NULL, in.b_e->p,
+                               scaled ? scale->p : NULL, s.N, s.d, s.M, s.K, scratch->p));
     int *want = op_ints(&t, slots);
     double *want_values = op_ref(&t, slots);
     void *ref_scratch = malloc(ref_sae_encode_scratch(s.N, s.d, s.M, s.K));
-    ref_sae_encode_topk(NULL, want, want_values, in.x->real, in.E->real, low ? in.E_low->low : NULL, in.b_e->real, scaled ? scale->real : NULL, s.N, s.d, s.M, s.K, ref_scratch);
+    ref_sae_encode_topk(NULL, want, want_values, in.x->real, in.E->real, low ? in.E_low->low : NULL, in.b_e->real,
+                        scaled ? scale->real : NULL, s.N, s.d, s.M, s.K, ref_scratch);
     free(ref_scratch);
     op_check_ints(&t, indices, "indices", want);
     op_check_exact(&t, values, "values", want_values);
@@ -70,15 +94,16 @@ static void check_choice(enum kind kind, struct shape s, bool low, bool scaled) 
 
 static void test_choice(void **state) {
     (void)state;
-    static const struct shape shapes[] = {{1, 1, 1, 1}, {1, 8, 5, 5}, {2, 3, 33, 1}, {3, 16, 100, 7}, {29, 40, 257, 32}, {15, 8, 513, 513}, {16, 24, 1000, 200}, {17, 33, 90, 20}};
+    static const struct shape shapes[] = {{1, 1, 1, 1},      {1, 8, 5, 5},      {2, 3, 33, 1},       {3, 16, 100, 7},
+                                          {29, 40, 257, 32}, {15, 8, 513, 513}, {16, 24, 1000, 200}, {17, 33, 90, 20}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int kind = INTEGERS; kind <= NEAR; kind++) {
             bool low = (kind + (int)i) % 2 == 0; /* neighbours in the table take the other type */
             check_choice((enum kind)kind, shapes[i], low, kind % 3 == 0);
         }
     check_choice(INTEGERS, (struct shape){40, 8, 300, 17}, false, true);
-    check_choice(FEW_INTEGERS, (struct shape){1050, 8, 70, 3}, true, false);    /* past a chunk of rows */
-    check_choice(ASCENDING, (struct shape){3, 8, 9000, 50}, false, false);      /* each bound is beaten by all that follow */
+    check_choice(FEW_INTEGERS, (struct shape){1050, 8, 70, 3}, true, false); /* past a chunk of rows */
+    check_choice(ASCENDING, (struct shape){3, 8, 9000, 50}, false, false);   /* each bound is beaten by all that follow */
     check_choice(FEW_INTEGERS, (struct shape){2, 8, 9000, 50}, true, false);
     check_choice(INTEGERS, (struct shape){30, 8, 9000, 50}, false, false);
     check_choice(NEAR, (struct shape){40, 16, 3000, 20}, false, true); /* more near ties than a list holds */
@@ -90,11 +115,13 @@ static void check_values(struct shape s, double scale, bool low) {
     struct op_test t;
     op_begin(&t, "sae_encode_topk random N=%d d=%d M=%d K=%d scale=%g%s", s.N, s.d, s.M, s.K, scale, low ? " bf16" : "");
     size_t slots = (size_t)s.N * (size_t)s.K, ne = (size_t)s.M * (size_t)s.d;
-    struct op_buffer *x = op_input(&t, OP_ACT, (size_t)s.N * (size_t)s.d, scale), *E = op_input(&t, OP_REAL, ne, 1 / sqrt(s.d)), *b_e = op_input(&t, OP_REAL, (size_t)s.M, 0.1 * scale);
+    struct op_buffer *x = op_input(&t, OP_ACT, (size_t)s.N * (size_t)s.d, scale), *E = op_input(&t, OP_REAL, ne, 1 / sqrt(s.d)),
+                     *b_e = op_input(&t, OP_REAL, (size_t)s.M, 0.1 * scale);
     struct op_buffer *E_low = op_given(&t, OP_BF16, ne, E->real);
     struct op_buffer *indices = op_output(&t, OP_INT, slots), *values = op_output(&t, OP_REAL, slots);
     struct op_buffer *scratch = op_output(&t, OP_BYTES, sae_encode_scratch(s.N, s.d, s.M, s.K));
-    OP_RUN(&t, sae_encode_topk(t.dev, indices->p, values->p, x->p, E->p, low ? E_low->p : NULL, b_e->p, NULL, s.N, s.d, s.M, s.K, scratch->p));
+    OP_RUN(&t,
+           sae_encode_topk(t.dev, indices->p, values->p, x->p, E->p, low ? E_low->p : NULL, b_e->p, NULL, s.N, s.d, s.M, s.K, scratch->p));
     double *want = op_ref(&t, slots), worst = 0;
     float *plain = op_plain(&t, slots);
     const double *w = low ? E_low->real : E->real;
@@ -145,8 +172,10 @@ static void test_f32_selection(void **state) {
     op_begin(&t, "sae_encode_topk bf16 operands, f32 selection");
     double x[d] = {1, 1}, E[M * d] = {0}, b[M] = {0};
     for (int f = 0; f < M; f++) E[f * d] = 1, E[f * d + 1] = ldexp(f == 41 ? 2 : 1, -18);
-    struct op_buffer *bx = op_given(&t, OP_ACT, d, x), *be = op_given(&t, OP_REAL, M * d, E), *bl = op_given(&t, OP_BF16, M * d, E), *bb = op_given(&t, OP_REAL, M, b);
-    struct op_buffer *indices = op_output(&t, OP_INT, 1), *values = op_output(&t, OP_REAL, 1), *scratch = op_output(&t, OP_BYTES, sae_encode_scratch(1, d, M, 1));
+    struct op_buffer *bx = op_given(&t, OP_ACT, d, x), *be = op_given(&t, OP_REAL, M * d, E), *bl = op_given(&t, OP_BF16, M * d, E),
+                     *bb = op_given(&t, OP_REAL, M, b);
+    struct op_buffer *indices = op_output(&t, OP_INT, 1), *values = op_output(&t, OP_REAL, 1),
+                     *scratch = op_output(&t, OP_BYTES, sae_encode_scratch(1, d, M, 1));
     OP_RUN(&t, sae_encode_topk(t.dev, indices->p, values->p, bx->p, be->p, bl->p, bb->p, NULL, 1, d, M, 1, scratch->p));
     double want = 1 + ldexp(1, -17);
     op_check_ints(&t, indices, "index", (int[]){41});
@@ -160,20 +189,23 @@ static void check_jumprelu(enum kind kind, struct shape s, bool low) {
     struct inputs in = integer_inputs(&t, kind, s.N, s.d, s.M, low);
     double *bounds = op_ref(&t, (size_t)s.M);
     for (int f = 0; f < s.M; f++) bounds[f] = op_below(&t, 9) - 2; /* integers: equality must not fire */
-    if (kind == NEAR) /* where the first row lies */
+    if (kind == NEAR)                                              /* where the first row lies */
         for (int f = 0; f < s.M; f++) {
             bounds[f] = op_below(&t, 3) - 1;
             for (int i = 0; i < s.d; i++) bounds[f] += in.x->real[i] * in.E->real[f * s.d + i];
         }
     struct op_buffer *threshold = op_given(&t, OP_REAL, (size_t)s.M, bounds);
     size_t slots = (size_t)s.N * (size_t)s.K;
-    struct op_buffer *indices = op_output(&t, OP_INT, slots), *values = op_output(&t, OP_REAL, slots), *counts = op_output(&t, OP_INT, (size_t)s.N);
+    struct op_buffer *indices = op_output(&t, OP_INT, slots), *values = op_output(&t, OP_REAL, slots),
+                     *counts = op_output(&t, OP_INT, (size_t)s.N);
     struct op_buffer *scratch = op_output(&t, OP_BYTES, sae_encode_scratch(s.N, s.d, s.M, s.K));
-    OP_RUN(&t, sae_encode_jumprelu(t.dev, indices->p, values->p, counts->p, in.x->p, in.E->p, low ? in.E_low->p : NULL, in.b_e->p, threshold->p, s.N, s.d, s.M, s.K, scratch->p));
+    OP_RUN(&t, sae_encode_jumprelu(t.dev, indices->p, values->p, counts->p, in.x->p, in.E->p, low ? in.E_low->p : NULL, in.b_e->p,
+                                   threshold->p, s.N, s.d, s.M, s.K, scratch->p));
     int *want = op_ints(&t, slots), *want_counts = op_ints(&t, (size_t)s.N);
     double *want_values = op_ref(&t, slots);
     void *ref_scratch = malloc(ref_sae_encode_scratch(s.N, s.d, s.M, s.K));
-    ref_sae_encode_jumprelu(NULL, want, want_values, want_counts, in.x->real, in.E->real, low ? in.E_low->low : NULL, in.b_e->real, threshold->real, s.N, s.d, s.M, s.K, ref_scratch);
+    ref_sae_encode_jumprelu(NULL, want, want_values, want_counts, in.x->real, in.E->real, low ? in.E_low->low : NULL, in.b_e->real,
+                            threshold->real, s.N, s.d, s.M, s.K, ref_scratch);
     free(ref_scratch);
     op_check_ints(&t, counts, "counts", want_counts);
     op_check_ints(&t, indices, "indices", want);
@@ -192,7 +224,11 @@ static void test_jumprelu(void **state) {
 /* Real sizes: what is asked for grows as it must and nothing wraps at 2^31 or 2^32. */
 static void test_scratch(void **state) {
     (void)state;
-    static const struct shape shapes[] = {{512, 4096, 32768, 50}, {8192, 4096, 32768, 50}, {8192, 4096, 131072, 50}, {65536, 4096, 131072, 200}, {1024, 16384, 1048576, 4096}};
+    static const struct shape shapes[] = {{512, 4096, 32768, 50},
+                                          {8192, 4096, 32768, 50},
+                                          {8192, 4096, 131072, 50},
+                                          {65536, 4096, 131072, 200},
+                                          {1024, 16384, 1048576, 4096}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         struct shape s = shapes[i];
         size_t bytes = sae_encode_scratch(s.N, s.d, s.M, s.K), csc = sae_csc_scratch(s.N, s.M, s.K);
@@ -203,6 +239,7 @@ static void test_scratch(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_choice), cmocka_unit_test(test_values), cmocka_unit_test(test_f32_selection), cmocka_unit_test(test_jumprelu), cmocka_unit_test(test_scratch)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_choice), cmocka_unit_test(test_values), cmocka_unit_test(test_f32_selection),
+                                       cmocka_unit_test(test_jumprelu), cmocka_unit_test(test_scratch)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

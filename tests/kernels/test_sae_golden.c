@@ -33,7 +33,8 @@ static void near(struct op_test *t, const char *what, const double *got, const c
 
 /* everything a training step touches, in the oracle's precision */
 struct oracle {
-    double x[BATCHES * N * d], E[M * d], D[M * d], b_e[M], b_d[d], m_E[M * d], v_E[M * d], m_D[M * d], v_D[M * d], m_be[M], v_be[M], m_bd[d], v_bd[d];
+    double x[BATCHES * N * d], E[M * d], D[M * d], b_e[M], b_d[d], m_E[M * d], v_E[M * d], m_D[M * d], v_D[M * d], m_be[M], v_be[M],
+        m_bd[d], v_bd[d];
     double values[N * K], dvalues[N * K], g[N * d], mean[d], channel[d], variance, error, row_error[N];
     int indices[N * K], offsets[M + 1], entries[N * K];
     bf16 E_low[M * d];
@@ -45,7 +46,8 @@ static double oracle_step(struct oracle *o, const double *x, bf16 *E_low, const 
     ref_sae_encode_topk(NULL, o->indices, o->values, x, o->E, E_low, o->b_e, NULL, N, d, M, K, o->scratch);
     ref_sae_decode_backward(NULL, o->g, o->dvalues, &o->error, o->row_error, x, o->indices, o->values, o->D, o->b_d, &o->variance, N, d, K);
     ref_sae_csc(NULL, o->offsets, o->entries, o->indices, N, M, K, o->scratch);
-    ref_sae_update(NULL, o->E, o->D, o->b_e, o->m_E, o->v_E, o->m_D, o->v_D, o->m_be, o->v_be, E_low, o->offsets, o->entries, o->values, o->dvalues, o->g, x, a, N, d, M, K);
+    ref_sae_update(NULL, o->E, o->D, o->b_e, o->m_E, o->v_E, o->m_D, o->v_D, o->m_be, o->v_be, E_low, o->offsets, o->entries, o->values,
+                   o->dvalues, o->g, x, a, N, d, M, K);
     ref_sae_update_bias(NULL, o->b_d, o->m_bd, o->v_bd, o->g, a, N, d);
     return o->error / (o->variance + 1e-8);
 }
@@ -99,10 +101,15 @@ static void run_executor(bool low, double tolerance) {
     struct op_test t;
     op_begin(&t, "20 steps, product in %s", low ? "bf16" : "f32");
     start(&o);
-    struct op_buffer *x[BATCHES], *E = op_given(&t, OP_REAL, M * d, o.E), *D = op_given(&t, OP_REAL, M * d, o.D), *b_e = op_given(&t, OP_REAL, M, o.b_e), *b_d = op_given(&t, OP_REAL, d, o.b_d);
+    struct op_buffer *x[BATCHES], *E = op_given(&t, OP_REAL, M * d, o.E), *D = op_given(&t, OP_REAL, M * d, o.D),
+                                  *b_e = op_given(&t, OP_REAL, M, o.b_e), *b_d = op_given(&t, OP_REAL, d, o.b_d);
     for (int b = 0; b < BATCHES; b++) x[b] = op_given(&t, OP_ACT, N * d, o.x + b * N * d);
-    struct op_buffer *E_low = op_given(&t, OP_BF16, M * d, o.E), *m_E = zeros(&t, M * d), *v_E = zeros(&t, M * d), *m_D = zeros(&t, M * d), *v_D = zeros(&t, M * d), *m_be = zeros(&t, M), *v_be = zeros(&t, M), *m_bd = zeros(&t, d), *v_bd = zeros(&t, d);
-    struct op_buffer *indices = op_output(&t, OP_INT, N * K), *values = op_output(&t, OP_REAL, N * K), *dvalues = op_output(&t, OP_REAL, N * K), *g = op_output(&t, OP_REAL, N * d), *mean = op_output(&t, OP_REAL, d), *channel = op_output(&t, OP_REAL, d), *variance = op_output(&t, OP_REAL, 1), *error = op_output(&t, OP_REAL, 1), *rows = op_output(&t, OP_REAL, N), *offsets = op_output(&t, OP_INT, M + 1), *entries = op_output(&t, OP_INT, N * K);
+    struct op_buffer *E_low = op_given(&t, OP_BF16, M * d, o.E), *m_E = zeros(&t, M * d), *v_E = zeros(&t, M * d), *m_D = zeros(&t, M * d),
+                     *v_D = zeros(&t, M * d), *m_be = zeros(&t, M), *v_be = zeros(&t, M), *m_bd = zeros(&t, d), *v_bd = zeros(&t, d);
+    struct op_buffer *indices = op_output(&t, OP_INT, N * K), *values = op_output(&t, OP_REAL, N * K),
+                     *dvalues = op_output(&t, OP_REAL, N * K), *g = op_output(&t, OP_REAL, N * d), *mean = op_output(&t, OP_REAL, d),
+                     *channel = op_output(&t, OP_REAL, d), *variance = op_output(&t, OP_REAL, 1), *error = op_output(&t, OP_REAL, 1),
+                     *rows = op_output(&t, OP_REAL, N), *offsets = op_output(&t, OP_INT, M + 1), *entries = op_output(&t, OP_INT, N * K);
     size_t bytes = sae_encode_scratch(N, d, M, K), csc = sae_csc_scratch(N, M, K);
     struct op_buffer *scratch = op_output(&t, OP_BYTES, bytes > csc ? bytes : csc);
     struct sae_adam a = {2e-3, 0.9, 0.999, 1e-8, 1, true, false};
@@ -114,12 +121,14 @@ static void run_executor(bool low, double tolerance) {
         sae_encode_topk(t.dev, indices->p, values->p, in, E->p, lower, b_e->p, NULL, N, d, M, K, scratch->p);
         sae_decode_backward(t.dev, g->p, dvalues->p, error->p, rows->p, in, indices->p, values->p, D->p, b_d->p, variance->p, N, d, K);
         sae_csc(t.dev, offsets->p, entries->p, indices->p, N, M, K, scratch->p);
-        sae_update(t.dev, E->p, D->p, b_e->p, m_E->p, v_E->p, m_D->p, v_D->p, m_be->p, v_be->p, lower, offsets->p, entries->p, values->p, dvalues->p, g->p, in, &a, N, d, M, K);
+        sae_update(t.dev, E->p, D->p, b_e->p, m_E->p, v_E->p, m_D->p, v_D->p, m_be->p, v_be->p, lower, offsets->p, entries->p, values->p,
+                   dvalues->p, g->p, in, &a, N, d, M, K);
         sae_update_bias(t.dev, b_d->p, m_bd->p, v_bd->p, g->p, &a, N, d);
         float of_rows, of_batch;
         device_download(t.dev, &of_rows, error->p, sizeof of_rows);
         device_download(t.dev, &of_batch, variance->p, sizeof of_batch);
-        double loss = (double)of_rows / ((double)of_batch + 1e-8), want = oracle_step(&o, x[(a.step - 1) % BATCHES]->real, low ? o.E_low : NULL, &a);
+        double loss = (double)of_rows / ((double)of_batch + 1e-8),
+               want = oracle_step(&o, x[(a.step - 1) % BATCHES]->real, low ? o.E_low : NULL, &a);
         worst = fmax(worst, fabs(loss - want));
         if (a.step % 10 == 1) printf("  step %ld: loss %.6f, oracle %.6f\n", a.step, loss, want);
     }

@@ -44,7 +44,8 @@ static void check_moments(struct shape s, double scale, double offset) {
     op_begin(&t, "sae_moments N=%d d=%d scale=%g offset=%g", s.N, s.d, scale, offset);
     double *v = op_ref(&t, area(s.N, s.d));
     for (size_t i = 0; i < area(s.N, s.d); i++) v[i] = scale * op_normal(&t) + (i % (size_t)s.d == 0 ? offset : 0);
-    struct op_buffer *x = op_given(&t, OP_ACT, area(s.N, s.d), v), *mean = op_output(&t, OP_REAL, (size_t)s.d), *channel = op_output(&t, OP_REAL, (size_t)s.d), *sum = op_output(&t, OP_REAL, 1);
+    struct op_buffer *x = op_given(&t, OP_ACT, area(s.N, s.d), v), *mean = op_output(&t, OP_REAL, (size_t)s.d),
+                     *channel = op_output(&t, OP_REAL, (size_t)s.d), *sum = op_output(&t, OP_REAL, 1);
     OP_RUN(&t, sae_moments(t.dev, mean->p, channel->p, sum->p, x->p, s.N, s.d));
     double *want = op_ref(&t, (size_t)s.d), *want_channel = op_ref(&t, (size_t)s.d), want_sum;
     ref_sae_moments(NULL, want, want_channel, &want_sum, x->real, s.N, s.d);
@@ -71,7 +72,8 @@ static void test_moments(void **state) {
 }
 
 /* the plain f32 form of decode and its gradient */
-static void plain_decode(float *x_hat, float *error, float *dvalues, const struct shape *s, const double *x, const int *indices, const double *values, const double *D, const double *b_d, double variance) {
+static void plain_decode(float *x_hat, float *error, float *dvalues, const struct shape *s, const double *x, const int *indices,
+                         const double *values, const double *D, const double *b_d, double variance) {
     for (int n = 0; n < s->N; n++) {
         float *row = x_hat + area(n, s->d), sum = 0;
         for (int i = 0; i < s->d; i++) {
@@ -95,18 +97,24 @@ static void check_decode(struct shape s, double scale) {
     struct op_test t;
     op_begin(&t, "sae_decode N=%d d=%d M=%d K=%d scale=%g", s.N, s.d, s.M, s.K, scale);
     size_t nd = area(s.N, s.d), nk = area(s.N, s.K);
-    struct op_buffer *indices, *values, *x = op_input(&t, OP_ACT, nd, scale), *D = op_input(&t, OP_REAL, area(s.M, s.d), 1 / sqrt(s.d)), *b_d = op_input(&t, OP_REAL, (size_t)s.d, 0.1 * scale);
+    struct op_buffer *indices, *values, *x = op_input(&t, OP_ACT, nd, scale), *D = op_input(&t, OP_REAL, area(s.M, s.d), 1 / sqrt(s.d)),
+                                        *b_d = op_input(&t, OP_REAL, (size_t)s.d, 0.1 * scale);
     make_code(&t, s, scale, false, &indices, &values);
     struct op_buffer *variance = op_given(&t, OP_REAL, 1, (double[]){scale * scale * s.N * s.d * 0.8});
-    struct op_buffer *x_hat = op_output(&t, OP_REAL, nd), *g = op_output(&t, OP_REAL, nd), *dvalues = op_output(&t, OP_REAL, nk), *sum = op_output(&t, OP_REAL, 1);
+    struct op_buffer *x_hat = op_output(&t, OP_REAL, nd), *g = op_output(&t, OP_REAL, nd), *dvalues = op_output(&t, OP_REAL, nk),
+                     *sum = op_output(&t, OP_REAL, 1);
     struct op_buffer *rows = op_output(&t, OP_REAL, (size_t)s.N), *rows_only = op_output(&t, OP_REAL, (size_t)s.N);
     OP_RUN(&t, (sae_decode(t.dev, x_hat->p, indices->p, values->p, D->p, b_d->p, s.N, s.d, s.K),
-                sae_decode_backward(t.dev, g->p, dvalues->p, sum->p, rows->p, x->p, indices->p, values->p, D->p, b_d->p, variance->p, s.N, s.d, s.K),
+                sae_decode_backward(t.dev, g->p, dvalues->p, sum->p, rows->p, x->p, indices->p, values->p, D->p, b_d->p, variance->p, s.N,
+                                    s.d, s.K),
                 sae_row_error(t.dev, rows_only->p, x->p, indices->p, values->p, D->p, b_d->p, s.N, s.d, s.K)));
-    double *want_x = op_ref(&t, nd), *want_g = op_ref(&t, nd), *want_dvalues = op_ref(&t, nk), *want_rows = op_ref(&t, (size_t)s.N), want_sum;
+    double *want_x = op_ref(&t, nd), *want_g = op_ref(&t, nd), *want_dvalues = op_ref(&t, nk), *want_rows = op_ref(&t, (size_t)s.N),
+           want_sum;
     ref_sae_decode(NULL, want_x, indices->ints, values->real, D->real, b_d->real, s.N, s.d, s.K);
-    ref_sae_decode_backward(NULL, want_g, want_dvalues, &want_sum, want_rows, x->real, indices->ints, values->real, D->real, b_d->real, variance->real, s.N, s.d, s.K);
-    float *plain = op_plain(&t, nd), *plain_g = op_plain(&t, nd), *plain_rows = op_plain(&t, (size_t)s.N), *plain_dvalues = op_plain(&t, nk), plain_sum = 0;
+    ref_sae_decode_backward(NULL, want_g, want_dvalues, &want_sum, want_rows, x->real, indices->ints, values->real, D->real, b_d->real,
+                            variance->real, s.N, s.d, s.K);
+    float *plain = op_plain(&t, nd), *plain_g = op_plain(&t, nd), *plain_rows = op_plain(&t, (size_t)s.N),
+          *plain_dvalues = op_plain(&t, nk), plain_sum = 0;
     plain_decode(plain, plain_rows, plain_dvalues, &s, x->real, indices->ints, values->real, D->real, b_d->real, variance->real[0]);
     for (size_t i = 0; i < nd; i++) plain_g[i] = 2 * (plain[i] - (float)x->real[i]) / ((float)variance->real[0] + 1e-8f);
     for (int n = 0; n < s.N; n++) plain_sum += plain_rows[n];
@@ -132,9 +140,11 @@ static void check_csc(struct shape s, bool hot) {
     struct op_buffer *indices, *values;
     make_code(&t, s, 1, hot, &indices, &values);
     size_t nk = area(s.N, s.K);
-    struct op_buffer *offsets = op_output(&t, OP_INT, (size_t)s.M + 1), *entries = op_output(&t, OP_INT, nk), *scratch = op_output(&t, OP_BYTES, sae_csc_scratch(s.N, s.M, s.K));
+    struct op_buffer *offsets = op_output(&t, OP_INT, (size_t)s.M + 1), *entries = op_output(&t, OP_INT, nk),
+                     *scratch = op_output(&t, OP_BYTES, sae_csc_scratch(s.N, s.M, s.K));
     OP_RUN(&t, sae_csc(t.dev, offsets->p, entries->p, indices->p, s.N, s.M, s.K, scratch->p));
-    int *want_offsets = op_ints(&t, (size_t)s.M + 1), *want = op_ints(&t, nk), at = 0; /* the definition; what lies past the last entry stays untouched */
+    int *want_offsets = op_ints(&t, (size_t)s.M + 1), *want = op_ints(&t, nk),
+        at = 0; /* the definition; what lies past the last entry stays untouched */
     for (int f = 0; f < s.M; f++) {
         want_offsets[f] = at;
         for (size_t i = 0; i < nk; i++)
@@ -179,7 +189,8 @@ static struct parameter parameter(struct op_test *t, size_t n, double scale, boo
 enum { P_E, P_D, P_BE, P_ME, P_VE, P_MD, P_VD, P_MBE, P_VBE, P_COUNT };
 static const char *parameter_name[] = {"E", "D", "b_e", "m_E", "v_E", "m_D", "v_D", "m_be", "v_be"};
 
-static void plain_update(struct parameter *p, const int *offsets, const int *entries, const double *values, const double *dvalues, const double *g, const double *x, const struct sae_adam *a, struct shape s) {
+static void plain_update(struct parameter *p, const int *offsets, const int *entries, const double *values, const double *dvalues,
+                         const double *g, const double *x, const struct sae_adam *a, struct shape s) {
     float *dD = calloc((size_t)s.d, sizeof *dD), *dE = calloc((size_t)s.d, sizeof *dE);
     for (int f = 0; f < s.M; f++) {
         float bias = 0, along = 0, square = 0, norm = 0, *D = p[P_D].plain + area(f, s.d);
@@ -207,21 +218,31 @@ static void plain_update(struct parameter *p, const int *offsets, const int *ent
 
 static void check_update(struct shape s, double scale, struct sae_adam a, bool hot, bool zero_moments) {
     struct op_test t;
-    op_begin(&t, "sae_update N=%d d=%d M=%d K=%d scale=%g step=%ld norm=%d parallel=%d%s%s", s.N, s.d, s.M, s.K, scale, a.step, a.unit_norm_decoder, a.remove_parallel, hot ? " hot" : "", zero_moments ? " first" : "");
+    op_begin(&t, "sae_update N=%d d=%d M=%d K=%d scale=%g step=%ld norm=%d parallel=%d%s%s", s.N, s.d, s.M, s.K, scale, a.step,
+             a.unit_norm_decoder, a.remove_parallel, hot ? " hot" : "", zero_moments ? " first" : "");
     size_t nd = area(s.N, s.d), nk = area(s.N, s.K), md = area(s.M, s.d);
-    struct op_buffer *indices, *values, *x = op_input(&t, OP_ACT, nd, scale), *g = op_input(&t, OP_REAL, nd, scale), *dvalues = op_input(&t, OP_REAL, nk, scale);
+    struct op_buffer *indices, *values, *x = op_input(&t, OP_ACT, nd, scale), *g = op_input(&t, OP_REAL, nd, scale),
+                                        *dvalues = op_input(&t, OP_REAL, nk, scale);
     make_code(&t, s, scale, hot, &indices, &values);
     int *offsets = op_ints(&t, (size_t)s.M + 1), *entries = op_ints(&t, nk);
     void *scratch = malloc(ref_sae_csc_scratch(s.N, s.M, s.K));
     ref_sae_csc(NULL, offsets, entries, indices->ints, s.N, s.M, s.K, scratch);
     free(scratch);
-    struct op_buffer *off = op_given_int(&t, (size_t)s.M + 1, offsets), *ent = op_given_int(&t, nk, entries), *low = op_output(&t, OP_BF16, md);
+    struct op_buffer *off = op_given_int(&t, (size_t)s.M + 1, offsets), *ent = op_given_int(&t, nk, entries),
+                     *low = op_output(&t, OP_BF16, md);
     double moment = zero_moments ? 0 : scale * scale;
     size_t n[P_COUNT] = {md, md, (size_t)s.M, md, md, md, md, (size_t)s.M, (size_t)s.M};
     struct parameter p[P_COUNT];
-    for (int i = 0; i < P_COUNT; i++) p[i] = parameter(&t, n[i], i < P_ME ? 1 / sqrt(s.d) : i == P_VE || i == P_VD || i == P_VBE ? moment * moment : moment, i == P_VE || i == P_VD || i == P_VBE);
-    OP_RUN(&t, sae_update(t.dev, p[P_E].b->p, p[P_D].b->p, p[P_BE].b->p, p[P_ME].b->p, p[P_VE].b->p, p[P_MD].b->p, p[P_VD].b->p, p[P_MBE].b->p, p[P_VBE].b->p, low->p, off->p, ent->p, values->p, dvalues->p, g->p, x->p, &a, s.N, s.d, s.M, s.K));
-    ref_sae_update(NULL, p[P_E].ref, p[P_D].ref, p[P_BE].ref, p[P_ME].ref, p[P_VE].ref, p[P_MD].ref, p[P_VD].ref, p[P_MBE].ref, p[P_VBE].ref, NULL, offsets, entries, values->real, dvalues->real, g->real, x->real, &a, s.N, s.d, s.M, s.K);
+    for (int i = 0; i < P_COUNT; i++)
+        p[i] = parameter(&t, n[i],
+                         i < P_ME                               ? 1 / sqrt(s.d)
+                         : i == P_VE || i == P_VD || i == P_VBE ? moment * moment
+                                                                : moment,
+                         i == P_VE || i == P_VD || i == P_VBE);
+    OP_RUN(&t, sae_update(t.dev, p[P_E].b->p, p[P_D].b->p, p[P_BE].b->p, p[P_ME].b->p, p[P_VE].b->p, p[P_MD].b->p, p[P_VD].b->p,
+                          p[P_MBE].b->p, p[P_VBE].b->p, low->p, off->p, ent->p, values->p, dvalues->p, g->p, x->p, &a, s.N, s.d, s.M, s.K));
+    ref_sae_update(NULL, p[P_E].ref, p[P_D].ref, p[P_BE].ref, p[P_ME].ref, p[P_VE].ref, p[P_MD].ref, p[P_VD].ref, p[P_MBE].ref,
+                   p[P_VBE].ref, NULL, offsets, entries, values->real, dvalues->real, g->real, x->real, &a, s.N, s.d, s.M, s.K);
     plain_update(p, offsets, entries, values->real, dvalues->real, g->real, x->real, &a, s);
     for (int i = 0; i < P_COUNT; i++) op_check_gradient(&t, p[i].b, parameter_name[i], p[i].ref, p[i].plain);
     double *rounded = op_ref(&t, md);
@@ -252,7 +273,8 @@ static void check_bias(struct shape s, double scale, long step) {
     struct sae_adam a = standard;
     a.step = step;
     struct op_buffer *g = op_input(&t, OP_REAL, area(s.N, s.d), scale);
-    struct parameter b = parameter(&t, (size_t)s.d, 1, false), m = parameter(&t, (size_t)s.d, scale, false), v = parameter(&t, (size_t)s.d, scale * scale, true);
+    struct parameter b = parameter(&t, (size_t)s.d, 1, false), m = parameter(&t, (size_t)s.d, scale, false),
+                     v = parameter(&t, (size_t)s.d, scale * scale, true);
     OP_RUN(&t, sae_update_bias(t.dev, b.b->p, m.b->p, v.b->p, g->p, &a, s.N, s.d));
     ref_sae_update_bias(NULL, b.ref, m.ref, v.ref, g->real, &a, s.N, s.d);
     for (int i = 0; i < s.d; i++) {
@@ -287,7 +309,8 @@ static void check_stats(struct shape s, int groups) {
     size_t cells = area(groups, s.M);
     double *start = op_ref(&t, cells), *counts = op_ref(&t, cells);
     for (size_t i = 0; i < cells; i++) start[i] = op_uniform(&t), counts[i] = op_below(&t, 1000);
-    struct op_buffer *off = op_given_int(&t, (size_t)s.M + 1, offsets), *ent = op_given_int(&t, area(s.N, s.K), entries), *of = op_given_u8(&t, (size_t)s.N, group);
+    struct op_buffer *off = op_given_int(&t, (size_t)s.M + 1, offsets), *ent = op_given_int(&t, area(s.N, s.K), entries),
+                     *of = op_given_u8(&t, (size_t)s.N, group);
     struct op_buffer *energy = op_inout(&t, OP_F64, cells, start), *fired = op_inout(&t, OP_I64, cells, counts);
     OP_RUN(&t, sae_feature_stats(t.dev, energy->p, fired->p, off->p, ent->p, values->p, of->p, groups, s.N, s.M, s.K));
     for (int f = 0; f < s.M; f++)
@@ -307,8 +330,10 @@ static void check_cosine(int M, int d, double scale) {
     struct op_test t;
     op_begin(&t, "row_cosine M=%d d=%d scale=%g", M, d, scale);
     double *va = op_ref(&t, area(M, d)), *vb = op_ref(&t, area(M, d));
-    for (size_t i = 0; i < area(M, d); i++) va[i] = scale * op_normal(&t), vb[i] = i / (size_t)d % 3 == 0 ? 2 * va[i] : i / (size_t)d % 5 == 1 ? 0 : scale * op_normal(&t);
-    struct op_buffer *a = op_given(&t, OP_REAL, area(M, d), va), *b = op_given(&t, OP_REAL, area(M, d), vb), *c = op_output(&t, OP_REAL, (size_t)M);
+    for (size_t i = 0; i < area(M, d); i++)
+        va[i] = scale * op_normal(&t), vb[i] = i / (size_t)d % 3 == 0 ? 2 * va[i] : i / (size_t)d % 5 == 1 ? 0 : scale * op_normal(&t);
+    struct op_buffer *a = op_given(&t, OP_REAL, area(M, d), va), *b = op_given(&t, OP_REAL, area(M, d), vb),
+                     *c = op_output(&t, OP_REAL, (size_t)M);
     OP_RUN(&t, row_cosine(t.dev, c->p, a->p, b->p, M, d));
     double *want = op_ref(&t, (size_t)M);
     ref_row_cosine(NULL, want, a->real, b->real, M, d);
@@ -378,17 +403,26 @@ static void test_gradient(void **state) {
     struct shape s = {9, 6, 14, 4};
     op_begin(&t, "gradient of the loss");
     size_t nd = area(s.N, s.d), md = area(s.M, s.d), nk = area(s.N, s.K);
-    struct model m = {.s = s, .x = op_ref(&t, nd), .E = op_ref(&t, md), .D = op_ref(&t, md), .b_e = op_ref(&t, (size_t)s.M), .b_d = op_ref(&t, (size_t)s.d), .values = op_ref(&t, nk), .indices = op_ints(&t, nk)};
+    struct model m = {.s = s,
+                      .x = op_ref(&t, nd),
+                      .E = op_ref(&t, md),
+                      .D = op_ref(&t, md),
+                      .b_e = op_ref(&t, (size_t)s.M),
+                      .b_d = op_ref(&t, (size_t)s.d),
+                      .values = op_ref(&t, nk),
+                      .indices = op_ints(&t, nk)};
     for (size_t i = 0; i < nd; i++) m.x[i] = op_normal(&t);
     for (size_t i = 0; i < md; i++) m.E[i] = op_normal(&t), m.D[i] = op_normal(&t);
     for (int f = 0; f < s.M; f++) m.b_e[f] = op_normal(&t) - 1; /* some kept slots are negative */
     for (int i = 0; i < s.d; i++) m.b_d[i] = op_normal(&t);
-    double *mean = op_ref(&t, (size_t)s.d), *channel = op_ref(&t, (size_t)s.d), *g = op_ref(&t, nd), *dvalues = op_ref(&t, nk), *rows = op_ref(&t, (size_t)s.N), error;
+    double *mean = op_ref(&t, (size_t)s.d), *channel = op_ref(&t, (size_t)s.d), *g = op_ref(&t, nd), *dvalues = op_ref(&t, nk),
+           *rows = op_ref(&t, (size_t)s.N), error;
     ref_sae_moments(NULL, mean, channel, &m.variance, m.x, s.N, s.d);
     void *scratch = malloc(ref_sae_encode_scratch(s.N, s.d, s.M, s.K) + ref_sae_csc_scratch(s.N, s.M, s.K));
     ref_sae_encode_topk(NULL, m.indices, m.values, m.x, m.E, NULL, m.b_e, NULL, s.N, s.d, s.M, s.K, scratch);
     ref_sae_decode_backward(NULL, g, dvalues, &error, rows, m.x, m.indices, m.values, m.D, m.b_d, &m.variance, s.N, s.d, s.K);
-    if (fabs(error / (m.variance + 1e-8) - loss(&m)) > 1e-12 * loss(&m)) op_fail(&t, "loss %g, want %g", error / (m.variance + 1e-8), loss(&m));
+    if (fabs(error / (m.variance + 1e-8) - loss(&m)) > 1e-12 * loss(&m))
+        op_fail(&t, "loss %g, want %g", error / (m.variance + 1e-8), loss(&m));
     int *offsets = op_ints(&t, (size_t)s.M + 1), *entries = op_ints(&t, nk);
     ref_sae_csc(NULL, offsets, entries, m.indices, s.N, s.M, s.K, scratch);
     free(scratch);
@@ -398,7 +432,8 @@ static void test_gradient(void **state) {
     size_t n[P_COUNT] = {md, md, (size_t)s.M, md, md, md, md, (size_t)s.M, (size_t)s.M};
     for (int i = 0; i < P_COUNT; i++) p[i] = memset(op_ref(&t, n[i]), 0, n[i] * sizeof(double));
     memset(dbd, 0, (size_t)s.d * sizeof(double)), memset(vbd, 0, (size_t)s.d * sizeof(double));
-    ref_sae_update(NULL, p[P_E], p[P_D], p[P_BE], p[P_ME], p[P_VE], p[P_MD], p[P_VD], p[P_MBE], p[P_VBE], NULL, offsets, entries, m.values, dvalues, g, m.x, &a, s.N, s.d, s.M, s.K);
+    ref_sae_update(NULL, p[P_E], p[P_D], p[P_BE], p[P_ME], p[P_VE], p[P_MD], p[P_VD], p[P_MBE], p[P_VBE], NULL, offsets, entries, m.values,
+                   dvalues, g, m.x, &a, s.N, s.d, s.M, s.K);
     ref_sae_update_bias(NULL, bd, dbd, vbd, g, &a, s.N, s.d);
     compare(&t, &m, "dE", m.E, p[P_ME], md);
     compare(&t, &m, "dD", m.D, p[P_MD], md);
@@ -408,6 +443,8 @@ static void test_gradient(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_moments), cmocka_unit_test(test_decode), cmocka_unit_test(test_csc), cmocka_unit_test(test_update), cmocka_unit_test(test_bias), cmocka_unit_test(test_stats), cmocka_unit_test(test_gradient)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_moments), cmocka_unit_test(test_decode), cmocka_unit_test(test_csc),
+                                       cmocka_unit_test(test_update),  cmocka_unit_test(test_bias),   cmocka_unit_test(test_stats),
+                                       cmocka_unit_test(test_gradient)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
