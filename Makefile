@@ -50,7 +50,7 @@ $(B)/cuda/%.o: %.c
 	$(CC) $(CFLAGS) -DSTAGEDIFF_BF16 -MMD -MP -c $< -o $@
 
 GENCODE ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_100,code=sm_100 -gencode arch=compute_100,code=compute_100
-NVCCFLAGS = -std=c++17 -O3 -lineinfo -I. -DSTAGEDIFF_BF16 -Werror all-warnings -Xptxas -warn-spills -Xcompiler -Wall,-Wextra
+NVCCFLAGS = -std=c++17 -O3 -lineinfo -I. -DSTAGEDIFF_BF16 -DSTAGEDIFF_NVTX -Werror all-warnings -Xptxas -warn-spills -Xcompiler -Wall,-Wextra
 CUDA_LIBS = -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart -ldl -lrt -lpthread
 $(B)/cuda/%.cu.o: %.cu
 	@mkdir -p $(@D)
