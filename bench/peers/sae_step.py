@@ -2,7 +2,8 @@
 A B B A, at least seven runs of each. The forms are those of the SAE libraries, each with the fastest flags we found: fused
 Adam, gradients set to None, one pass of renormalisation.
 
-usage: sae_step.py BENCH [--threads N] [--d --m --k --batch] [--form NAME ...] [--json]
+usage: sae_step.py BENCH [--threads N] [--d --m --k --batch] [--form NAME ...] [--device cuda] [--json]
+       BENCH `none`: PyTorch alone, best of --runs (on a GPU ours is timed by its own call)
        e.g. bench/peers/sae_step.py build/cpu/bench --threads 2
 
 dense          relu(topk) scattered into (N, M), decoder as a matrix product (dictionary_learning, SAELens, Llamascopium)
@@ -41,7 +42,7 @@ class Encoder(torch.autograd.Function):
         x, w, v, i = ctx.saved_tensors
         gv = gv * (v > 0)
         if ctx.how == "mixed":
-            g = torch.zeros(x.shape[0], w.shape[0]).scatter_(-1, i, gv)
+            g = gv.new_zeros(x.shape[0], w.shape[0]).scatter_(-1, i, gv)
             return None, g.t() @ x, g.sum(0), None, None
         gw = torch.zeros_like(w)
         if ctx.how == "batch":
@@ -49,7 +50,7 @@ class Encoder(torch.autograd.Function):
         else:
             for j in range(i.shape[1]):
                 gw.index_add_(0, i[:, j], gv[:, j : j + 1] * x)
-        gb = torch.zeros(w.shape[0]).index_add_(0, i.flatten(), gv.flatten())
+        gb = gv.new_zeros(w.shape[0]).index_add_(0, i.flatten(), gv.flatten())
         return None, gw, gb, None, None
 
 
@@ -67,10 +68,11 @@ class Step:
     def __init__(self, form, a):
         torch.manual_seed(0)
         self.form, self.k, self.n = form, a.k, 0
-        self.x = [torch.randn(a.batch, a.d) for _ in range(BATCHES)]
-        e = torch.randn(a.m, a.d)
+        self.device = a.device
+        self.x = [torch.randn(a.batch, a.d, device=a.device) for _ in range(BATCHES)]
+        e = torch.randn(a.m, a.d, device=a.device)
         e /= e.norm(dim=1, keepdim=True)
-        self.p = {"E": e.clone(), "D": e.clone(), "b_e": torch.zeros(a.m), "b_d": torch.zeros(a.d)}
+        self.p = {"E": e.clone(), "D": e.clone(), "b_e": torch.zeros(a.m, device=a.device), "b_d": torch.zeros(a.d, device=a.device)}
         for v in self.p.values():
             v.requires_grad_()
         self.adam = torch.optim.Adam(self.p.values(), lr=2e-4, fused=True)
@@ -80,7 +82,7 @@ class Step:
         self.n += 1
         self.adam.zero_grad(set_to_none=True)
         variance = ((x - x.mean(0)) ** 2).sum()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.form.endswith("bf16")):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.form.endswith("bf16")):
             y = decode(self.form, x, self.p, self.k)
         loss = ((y.float() - x) ** 2).sum() / (variance + 1e-8)
         loss.backward()
@@ -108,6 +110,18 @@ def time_ours(dtype, a, runs):
     return [r["best_ms"], *[r["median_ms"]] * (runs - 2), r["p90_ms"]]  # enough of the sample for best and median
 
 
+def alone(a):
+    """Each form by itself; a form that does not fit in memory is named and left out. float(loss) in a step waits for the GPU."""
+    for form in a.form or FORMS:
+        try:
+            ms = time_form(form, a, a.runs)
+            print(json.dumps({"op": "sae_step", "form": f"PyTorch {torch.__version__} {form}", "device": a.device, "shape": {k: getattr(a, k) for k in ("d", "m", "k", "batch")}, "median_ms": statistics.median(ms), "best_ms": min(ms)}), flush=True)
+        except torch.OutOfMemoryError:
+            print(json.dumps({"op": "sae_step", "form": form, "device": a.device, "error": "out of memory"}), flush=True)
+        if a.device == "cuda":
+            torch.cuda.empty_cache()
+
+
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("bench")
@@ -115,10 +129,13 @@ def main():
         ap.add_argument(f"--{name}", type=int, default=value)
     ap.add_argument("--form", choices=FORMS, action="append")
     ap.add_argument("--clock", choices=("wall", "thread"), default="wall", help="thread: the main thread's processor time, for machines that others use too (set OMP_WAIT_POLICY=passive)")
+    ap.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     ap.add_argument("--json", action="store_true")
     a = ap.parse_args()
     a.now = time.perf_counter if a.clock == "wall" else time.thread_time
     torch.set_num_threads(a.threads)
+    if a.bench == "none":
+        return alone(a)
     half = (a.runs + 1) // 2
     forms = a.form or list(FORMS)
     ms = {name: [] for name in ["ours f32", "ours bf16", *forms]}

@@ -102,7 +102,7 @@ else say "compute-sanitizer: not installed"; fi
 part "ceilings and kernels" 120 bin/bench --json
 part "SAE step" 90 bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --json
 if python3 -c 'import torch' 2>/dev/null; then
-    part "SAE step, PyTorch" 120 python3 peers/sae_step.py --d 4096 --m 32768 --k 50 --batch 8192 --device cuda --json
+    part "SAE step, PyTorch" 120 python3 peers/sae_step.py none --device cuda --d 4096 --m 32768 --k 50 --batch 8192 --form dense --form dense_bf16 --form sparse_mixed --form sparse_bf16 --form sparse_loop
 else say "PyTorch: does not import here, no peer figures"; fi
 
 # 6. where the time goes
@@ -114,7 +114,7 @@ say ""
 say "what                              median ms   best ms   share of floor"
 while read -r row; do
     field() { sed -n "s/.*\"$1\": *\"\{0,1\}\([^,\"}]*\).*/\1/p" <<<"$row" | head -1; }
-    [ -n "$(field median_ms)" ] && say "$(printf '%-32s %10s %9s   %s' "$(field part | cut -c1-10) $(field op)$(field form)" "$(field median_ms)" "$(field best_ms)" "$(field share)")"
+    [ -n "$(field median_ms)" ] && say "$(printf '%-32s %10s %9s   %s' "$(field op) $(field form)" "$(field median_ms)" "$(field best_ms)" "$(field share)")"
 done <"$work/rows"
 finish
 [ -z "$no_device" ] || exit 2
