@@ -9,31 +9,31 @@
 enum regime { REGIME_FULL, REGIME_IMAGE, REGIME_TEXT, REGIME_RANDOM, REGIME_COUNT };
 extern const char *const regime_names[REGIME_COUNT]; /* "full", "image", "text", "random" */
 
-struct run_config { /* CONFIG.json, checked; every path resolved against the config's folder. See docs/config.md */
-    char *out;                       /* run folder */
-    char *base, *model, *saes;       /* base LLM folder; VLM folder; folder of per-layer dictionaries */
-    char *train_data, *validation_data; /* JSONL */
+struct run_config {                         /* CONFIG.json, checked; every path resolved against the config's folder. See docs/config.md */
+    char *out;                              /* run folder */
+    char *base, *model, *saes;              /* base LLM folder; VLM folder; folder of per-layer dictionaries */
+    char *train_data, *validation_data;     /* JSONL */
     long train_samples, validation_samples; /* 0: all */
-    int n_layers, *layers;           /* which LLM layers; n_layers 0 and layers NULL until the model is known means all */
+    int n_layers, *layers;                  /* which LLM layers; n_layers 0 and layers NULL until the model is known means all */
     bool regimes[REGIME_COUNT];
-    int k, batch, forward_samples;   /* TopK's k (50); SAE rows a step (4096); samples a forward pass (8) */
-    long ring_rows;                  /* shuffle block, rows a layer (65536) */
-    double passes;                   /* over the training samples (1) */
-    double lr;                       /* 2e-4 */
+    int k, batch, forward_samples; /* TopK's k (50); SAE rows a step (4096); samples a forward pass (8) */
+    long ring_rows;                /* shuffle block, rows a layer (65536) */
+    double passes;                 /* over the training samples (1) */
+    double lr;                     /* 2e-4 */
     bool bf16_products, unit_norm_decoder, remove_parallel;
-    int features;                    /* M of the random start; 0: that of the base dictionary, 8 d_model without one */
-    int layers_at_once;              /* layers trained in one pass over the data; 0: as many as fit */
-    int log_every;                   /* steps of an SAE between lines of metrics.jsonl (10) */
-    long dead_window;                /* rows (10,000,000) */
-    long checkpoint_seconds;         /* 300 */
+    int features;            /* M of the random start; 0: that of the base dictionary, 8 d_model without one */
+    int layers_at_once;      /* layers trained in one pass over the data; 0: as many as fit */
+    int log_every;           /* steps of an SAE between lines of metrics.jsonl (10) */
+    long dead_window;        /* rows (10,000,000) */
+    long checkpoint_seconds; /* 300 */
     unsigned long seed;
     double diff_eps, diff_percentile; /* 0.01, 25 */
-    enum regime diff_regime;         /* text */
-    long diff_samples;               /* validation samples for E_v and E_t; 0: all */
-    bool diff_text_tokens;           /* diff.tokens "text": only text tokens enter E_v; "all" (default): image tokens too */
-    int report_features;             /* feature pages in the report (24) */
-    json_t *resolved;                /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
-                                        ("train", "diff", "report") beside the common keys */
+    enum regime diff_regime;          /* text */
+    long diff_samples;                /* validation samples for E_v and E_t; 0: all */
+    bool diff_text_tokens;            /* diff.tokens "text": only text tokens enter E_v; "all" (default): image tokens too */
+    int report_features;              /* feature pages in the report (24) */
+    json_t *resolved;                 /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
+                                         ("train", "diff", "report") beside the common keys */
 };
 int run_config_open(struct run_config *c, const char *path, struct error *err);
 void run_config_free(struct run_config *c);
@@ -60,7 +60,7 @@ int run_db_run(sqlite3 *db, struct error *err, const char *sql, const char *type
 struct layer_row {
     int layer;
     const char *regime;
-    long tokens;               /* kept tokens the figures are over */
+    long tokens; /* kept tokens the figures are over */
     double fvu, fvu_as_coded, l0;
     long dead_features, features; /* features: dictionary size M */
 };

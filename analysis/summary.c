@@ -12,7 +12,7 @@ const char *summary_row_name(int row) {
 }
 
 const char *summary_row_title(int row) {
-    static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only",           "text-only",     "random start",
+    static const char *const titles[SUMMARY_ROWS] = {"full sequence", "image-only",           "text-only",      "random start",
                                                      "base SAE",      "base SAE, image rows", "base SAE, text", "base SAE, own activation"};
     return titles[row];
 }
