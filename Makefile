@@ -16,7 +16,7 @@ SIMT_ARCH = $(ARCH_FLAGS)
 include kernels/simt/simt.mk
 
 # Warnings are errors with the compiler that CI has; a newer one may know more of them, and users' builds shall not stop for that.
-WARN   := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(filter 12 12.%,$(shell $(CC) -dumpversion)),-Werror)
+WARN   := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(filter 12 12.%,$(shell $(CC) -dumpversion 2>/dev/null)),-Werror)
 CFLAGS = -std=c11 -O3 $(ARCH_FLAGS) -g -fopenmp -fno-math-errno -fno-trapping-math -I. -D_GNU_SOURCE $(WARN) $(INCS) $(EXTRA_CFLAGS) \
           $(if $(filter kernels/% bench/%,$<),-ffp-contract=fast) # fma in kernels; host code (pixel values) rounds as written
 PKGS   := jansson sqlite3 libjpeg libpng libpcre2-8 zlib

@@ -119,6 +119,18 @@ static int read_choice(const struct reader *r, const struct key *k, const json_t
     return bad_value(r, k, v, expected);
 }
 
+/* name seen from folder. The folder is real (no links in it), so leading "../" can be taken off as text. */
+static char *resolved_path(const char *folder, const char *name) {
+    char *base = memory_string(folder), *slash;
+    while (!strncmp(name, "../", 3) && (slash = strrchr(base, '/')) && slash > base) {
+        *slash = 0;
+        name += 3;
+    }
+    char *path = path_join(base, name);
+    free(base);
+    return path;
+}
+
 /* Reads or defaults one key; *shown is what the resolved configuration says. */
 static int read_key(const struct reader *r, const struct key *k, const json_t *v, json_t **shown) {
     char *at = (char *)r->c + k->offset;
@@ -131,7 +143,7 @@ static int read_key(const struct reader *r, const struct key *k, const json_t *v
     switch (k->type) {
     case KEY_PATH:
         if (v && (!json_is_string(v) || !*json_string_value(v))) return bad_value(r, k, v, "a path");
-        *(char **)(void *)at = v ? path_join(r->folder, json_string_value(v)) : NULL;
+        *(char **)(void *)at = v ? resolved_path(r->folder, json_string_value(v)) : NULL;
         *shown = v ? json_string(*(char **)(void *)at) : json_null();
         return *shown ? 0 : bad_value(r, k, v, "a path in UTF-8");
     case KEY_BOOL:

@@ -19,11 +19,14 @@ static void test_defaults(void **state) {
     (void)state;
     struct run_config c;
     struct error err = {{0}};
-    char *path = write_config("{\"out\": \"run\", \"model\": \"/m\", \"saes\": \"s\", \"data\": {\"train\": \"t.jsonl\"}}"),
+    char *path = write_config("{\"out\": \"run\", \"model\": \"/m\", \"saes\": \"../s\", \"data\": {\"train\": \"t.jsonl\"}}"),
          *out = path_join(folder, "run"), *real = realpath(folder, NULL);
     if (run_config_open(&c, path, &err)) fail_msg("%s", err.text);
     assert_true(strncmp(c.out, real, strlen(real)) == 0 && strcmp(c.out + strlen(real), "/run") == 0);
     assert_string_equal(c.model, "/m");
+    char *up = path_folder(real), *sibling = path_join(up, "s");
+    assert_string_equal(c.saes, sibling); /* "../" is taken off, not kept */
+    free(up), free(sibling);
     assert_null(c.base);
     assert_null(c.validation_data);
     assert_int_equal(c.n_layers, 0);
