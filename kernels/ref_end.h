@@ -1,4 +1,4 @@
-/* ref_end.h - ends what ref_begin.h began: the names of this build's executor again. */
+/* ref_end.h - act_t, real_t and OP of this build's executor: op.h takes them from here, and so ends what ref_begin.h began. */
 #undef act_t
 #undef real_t
 #undef OP
