@@ -1,23 +1,13 @@
 /* command_diff.c - `stagediff diff CONFIG.json`: the second stage alone. */
 #include "analysis/summary.h"
 #include "host/options.h"
-#include "host/progress.h"
-
-#include "kernels/device.h"
 
 static int run(const struct command *self, struct error *err) {
-    struct run_config c;
+    struct run_session s;
     struct run_summary summary;
-    sqlite3 *db = NULL;
-    char why[256] = "";
-    if (run_config_open(&c, option(self, "CONFIG")->text, err)) return -1;
-    struct device *dev = device_open(0, self->threads, why, sizeof why);
-    int status = dev ? run_db_open(&db, &c, err) : fail(err, "no device: %s", why);
-    if (status == 0) {
-        stop_install();
-        status = run_stage(&c, dev, db, RUN_DIFF, err);
-    }
-    if (status == 0) status = run_summary_read(&summary, db, &c, err);
+    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
+    if (status == 0) status = run_stage(&s.c, s.dev, s.db, RUN_DIFF, err);
+    if (status == 0) status = run_summary_read(&summary, s.db, &s.c, err);
     if (status == 0) {
         printf("%-7s %9s %9s %8s %15s\n", "layer", "features", "adapted", "share", "median cosine");
         for (int i = 0; i < summary.n_layers; i++) {
@@ -28,9 +18,7 @@ static int run(const struct command *self, struct error *err) {
         run_summary_free(&summary);
         if (fflush(stdout) || ferror(stdout)) status = fail(err, "cannot write to stdout");
     }
-    sqlite3_close(db);
-    device_close(dev);
-    run_config_free(&c);
+    run_session_close(&s);
     return status;
 }
 

@@ -41,19 +41,10 @@ static int run_all(const struct run_config *c, struct device *dev, sqlite3 *db, 
 }
 
 static int run(const struct command *self, struct error *err) {
-    struct run_config c;
-    sqlite3 *db = NULL;
-    char why[256] = "";
-    if (run_config_open(&c, option(self, "CONFIG")->text, err)) return -1;
-    struct device *dev = device_open(0, self->threads, why, sizeof why);
-    int status = dev ? run_db_open(&db, &c, err) : fail(err, "no device: %s", why);
-    if (status == 0) {
-        stop_install();
-        status = run_all(&c, dev, db, err);
-    }
-    sqlite3_close(db);
-    device_close(dev);
-    run_config_free(&c);
+    struct run_session s;
+    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
+    if (status == 0) status = run_all(&s.c, s.dev, s.db, err);
+    run_session_close(&s);
     return status;
 }
 

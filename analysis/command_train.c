@@ -44,14 +44,11 @@ static int from_rows(const struct command *self, struct device *dev, struct erro
     return train_rows(&j, dev, err);
 }
 
-static int from_config(const char *path, struct device *dev, struct error *err) {
-    struct run_config c;
-    sqlite3 *db = NULL;
-    if (run_config_open(&c, path, err)) return -1;
-    int status = run_db_open(&db, &c, err);
-    if (status == 0) status = run_stage(&c, dev, db, RUN_TRAIN, err);
-    sqlite3_close(db);
-    run_config_free(&c);
+static int from_config(const struct command *self, struct error *err) {
+    struct run_session s;
+    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
+    if (status == 0) status = run_stage(&s.c, s.dev, s.db, RUN_TRAIN, err);
+    run_session_close(&s);
     return status;
 }
 
@@ -63,9 +60,10 @@ static int run(const struct command *self, struct error *err) {
     for (const struct option *o = self->options; config->given && o->name; o++)
         if (o != config && o->given)
             return fail(err, "train: %s goes with --rows; with a CONFIG.json the settings stand in that file", o->name);
+    if (config->given) return from_config(self, err);
     struct device *dev = device_open(0, self->threads, why, sizeof why);
     if (!dev) return fail(err, "no device: %s", why);
-    int status = config->given ? from_config(config->text, dev, err) : from_rows(self, dev, err);
+    int status = from_rows(self, dev, err);
     device_close(dev);
     return status;
 }

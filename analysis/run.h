@@ -88,4 +88,14 @@ void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of f
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);
 bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage);
 int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err);
+
+/* What a stage command works with: the checked CONFIG.json, the device, run.db; from here on SIGINT and SIGTERM are answered by
+ * saving (stop_install). Close it also after a failed open. */
+struct run_session {
+    struct run_config c;
+    struct device *dev;
+    sqlite3 *db;
+};
+int run_session_open(struct run_session *s, const char *path, int threads, struct error *err);
+void run_session_close(struct run_session *s);
 #endif

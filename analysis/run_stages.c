@@ -8,6 +8,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "kernels/device.h"
+
 const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "report"};
 
 /* Raised when a stage of this program would write other rows from the same settings. */
@@ -115,4 +117,21 @@ int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum 
     if (status == 0) status = stages[stage](c, dev, db, err);
     if (status == 0) status = run_stage_finish(db, run_stage_names[stage], hash, seconds_now() - start, err);
     return status;
+}
+
+int run_session_open(struct run_session *s, const char *path, int threads, struct error *err) {
+    char why[256] = "";
+    memset(s, 0, sizeof *s);
+    if (run_config_open(&s->c, path, err)) return -1;
+    s->dev = device_open(0, threads, why, sizeof why);
+    if (!s->dev) return fail(err, "no device: %s", why);
+    if (run_db_open(&s->db, &s->c, err)) return -1;
+    stop_install();
+    return 0;
+}
+
+void run_session_close(struct run_session *s) {
+    sqlite3_close(s->db);
+    device_close(s->dev);
+    run_config_free(&s->c);
 }
