@@ -2,7 +2,7 @@
  * build/cpu/stagediff on the small world: every layer's residual stream, the logits, and SAE training steps.
  * Limits are measured: 1.25 times the error of transformers' own bf16 run (tests/golden/executors.json, by
  * tools/golden/make_executors.py) for hidden states; for training, the effect of bf16 rows and products on the cpu build. */
-#include "host/safetensors.h"
+#include "tests/e2e/relative_rms.h"
 #include <jansson.h>
 #include <math.h>
 #include <setjmp.h>
@@ -33,30 +33,6 @@ static void few_samples(int n, char *path, size_t bytes) {
     run("head -%d " WORLD "/data/vqa_test.jsonl | sed 's#\"image\": \"#\"image\": \"'$PWD'/" WORLD "/data/#' > %s", n, path);
 }
 
-/* sum (a-b)^2 and sum a^2 of all tensors whose name ends in "/point" */
-static double relative_rms(const struct safetensors *a, const struct safetensors *b, const char *point) {
-    double error = 0, scale = 0;
-    for (int i = 0; i < safetensors_count(a); i++) {
-        const struct tensor *x = safetensors_at(a, i), *y;
-        const char *slash = strchr(x->name, '/');
-        if (slash == NULL || strcmp(slash + 1, point) != 0) continue;
-        y = safetensors_find(b, x->name);
-        assert_non_null(y);
-        assert_int_equal(x->count, y->count);
-        float *u = malloc(x->count * sizeof *u), *v = malloc(x->count * sizeof *v);
-        tensor_to_f32(x, 0, x->count, u);
-        tensor_to_f32(y, 0, y->count, v);
-        for (size_t k = 0; k < x->count; k++) {
-            error += ((double)u[k] - (double)v[k]) * ((double)u[k] - (double)v[k]);
-            scale += (double)u[k] * (double)u[k];
-        }
-        free(u);
-        free(v);
-    }
-    assert_true(scale > 0);
-    return sqrt(error / scale);
-}
-
 static void test_forward(void **state) {
     (void)state;
     char data[600], file[2][600];
@@ -77,6 +53,7 @@ static void test_forward(void **state) {
     int points = 0;
     json_object_foreach(json_object_get(golden, "floors"), point, floor) {
         double rms = relative_rms(st[0], st[1], point), limit = 1.25 * json_real_value(floor);
+        assert_true(rms >= 0); /* both have the point, with equal sizes */
         printf("%-28s sim against cpu %.5f, bf16 floor %.5f\n", point, rms, json_real_value(floor));
         if (!(rms <= limit)) fail_msg("%s: %.5f is over %.5f", point, rms, limit);
         if (!(rms > 0)) fail_msg("%s: no difference at all, so bf16 was not used", point);
