@@ -114,7 +114,7 @@ def frequencies():
     return (1 - s) * f / ROPE["factor"] + s * f
 
 
-IMAGE = -200                  # placeholder of one image row in token lists
+IMAGE = -200                  # stands for one image row in token lists
 
 
 class Batch:
