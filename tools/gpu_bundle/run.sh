@@ -107,7 +107,7 @@ else say "PyTorch: does not import here, no peer figures"; fi
 
 # 6. where the time goes
 if command -v ncu >/dev/null; then
-    part "ncu" 90 ncu --set basic --launch-count 12 --kernel-name-base demangled bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --runs 1 --json
+    part "ncu" 90 ncu --clock-control none --set basic --launch-count 12 --kernel-name-base demangled bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --runs 1 --json
 else say "ncu: not installed"; fi
 
 say ""
