@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 out=build/gpu-bundle obj=build/bundle-obj
 command -v "${NVCC:-/usr/local/cuda/bin/nvcc}" >/dev/null || { echo "gpu-bundle: needs nvcc (CUDA 13)" >&2; exit 2; }
 commit=$(git rev-parse --short HEAD)$(git diff --quiet HEAD || echo +changes)
-static="-l:libjansson.a -l:libsqlite3.a -l:libjpeg.a -l:libpng16.a -l:libpcre2-8.a -l:libz.a -static-libgcc -static-libstdc++ -fopenmp -lm -ldl -lpthread -Wl,-rpath,\$ORIGIN/../lib"
+static="-l:libjansson.a -l:libsqlite3.a -l:libjpeg.a -l:libpng16.a -l:libpcre2-8.a -l:libz.a -static-libgcc -static-libstdc++ -fopenmp -lm -ldl -lpthread '-Wl,-rpath,\$\$ORIGIN/../lib'"
 programs="$obj/cpu/stagediff $obj/cpu/tools/gpu_bundle/compare $obj/cuda/stagediff $obj/cuda/bench"
 for t in tests/kernels/test_*.c; do programs="$programs $obj/cuda/${t%.c}"; done
 make --no-print-directory -s -j"$(nproc)" B=$obj ARCH_FLAGS=-march=x86-64-v3 EXTRA_CFLAGS=-DSTAGEDIFF_NO_BLAS LIBS="$static" \
