@@ -3,7 +3,7 @@
 #include "host/file.h"
 #include "host/options.h"
 #include "host/progress.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "sae/sae.h"
 #include <stdlib.h>
 #include <string.h>

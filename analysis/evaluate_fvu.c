@@ -10,7 +10,7 @@
  * "base_text" tell the two apart; "base_native" is the base dictionary with its own activation function where that is another. */
 #include "analysis/train_job.h"
 #include "host/file.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/check.h"
 #include <math.h>
 #include <stdlib.h>
@@ -87,12 +87,12 @@ int firing_save(struct sae_trainer *t, const char *dir, struct error *err) {
 }
 
 static int64_t *firing_load(const char *dir, int M, struct error *err) {
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     int64_t *since = NULL;
     const int64_t shape = M;
     char *path = path_join(dir, "sparsity.safetensors");
-    if (safetensors_open(&st, path, err) == 0) {
-        const struct tensor *t = safetensors_require(st, "rows_since_fired", 1, &shape, err);
+    if (tensors_open(&st, path, err) == 0) {
+        const struct tensor *t = tensors_require(st, "rows_since_fired", 1, &shape, err);
         if (t && t->dtype != DTYPE_I64)
             fail(err, "%s: tensor rows_since_fired: expected I64, found %s", path, dtype_name(t->dtype));
         else if (t) {
@@ -100,7 +100,7 @@ static int64_t *firing_load(const char *dir, int M, struct error *err) {
             memcpy(since, t->data, t->bytes);
         }
     }
-    safetensors_close(st);
+    tensors_close(st);
     free(path);
     return since;
 }

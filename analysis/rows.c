@@ -1,7 +1,7 @@
 /* rows.c - a matrix of activations in a safetensors file, fed to the device in batches; seeded shuffles. */
 #include "analysis/rows.h"
 #include "host/file.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/check.h"
 #include <limits.h>
 #include <math.h>
@@ -50,11 +50,11 @@ static int check_shape(struct rows *r, const char *path, int d, const char *whos
 
 int rows_open(struct rows *r, const char *path, const char *name, int d, const char *whose, struct error *err) {
     memset(r, 0, sizeof *r);
-    if (safetensors_open(&r->file, path, err)) return -1;
-    r->tensor = safetensors_find(r->file, name);
+    if (tensors_open(&r->file, path, err)) return -1;
+    r->tensor = tensors_find(r->file, name);
     if (!r->tensor) {
-        fail(err, "%s: no tensor %s; it holds %d tensors, the first is %s", path, name, safetensors_count(r->file),
-             safetensors_count(r->file) > 0 ? safetensors_at(r->file, 0)->name : "none");
+        fail(err, "%s: no tensor %s; it holds %d tensors, the first is %s", path, name, tensors_count(r->file),
+             tensors_count(r->file) > 0 ? tensors_at(r->file, 0)->name : "none");
         goto failed;
     }
     if (check_shape(r, path, d, whose, err) || check_finite(r, path, err)) goto failed;
@@ -65,7 +65,7 @@ failed:
 }
 
 void rows_close(struct rows *r) {
-    safetensors_close(r->file);
+    tensors_close(r->file);
     memset(r, 0, sizeof *r);
 }
 

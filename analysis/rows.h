@@ -4,10 +4,10 @@
 #include "host/error.h"
 #include "kernels/device.h"
 #include <stdint.h>
-struct safetensors;
+struct tensors;
 struct tensor;
 struct rows { /* owns the mapping */
-    struct safetensors *file;
+    struct tensors *file;
     const struct tensor *tensor;
     int n, d; /* all leading dimensions are one */
 };

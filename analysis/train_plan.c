@@ -1,7 +1,7 @@
 /* train_plan.c - what stage_train will do and what it needs, from headers alone, printed before any work. */
 #include "analysis/train_job.h"
 #include "host/file.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "models/config.h"
 #include <math.h>
 #include <stdlib.h>
@@ -58,11 +58,11 @@ int train_plan_features(const struct train_plan *p, enum regime r, int slot) {
 }
 
 static int model_bytes(const char *dir, size_t *bytes, struct error *err) {
-    struct safetensors *st = NULL;
-    if (safetensors_open(&st, dir, err)) return -1;
+    struct tensors *st = NULL;
+    if (tensors_open(&st, dir, err)) return -1;
     *bytes = 0;
-    for (int i = 0; i < safetensors_count(st); i++) *bytes += safetensors_at(st, i)->count * sizeof(act_t);
-    safetensors_close(st);
+    for (int i = 0; i < tensors_count(st); i++) *bytes += tensors_at(st, i)->count * sizeof(act_t);
+    tensors_close(st);
     return 0;
 }
 

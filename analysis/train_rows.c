@@ -5,7 +5,7 @@
 #include "analysis/rows.h"
 #include "host/file.h"
 #include "host/progress.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>

@@ -3,7 +3,7 @@
 #include "host/image.h"
 #include "host/options.h"
 #include "host/progress.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include <stdio.h>
 #include <stdlib.h>
 

@@ -1,7 +1,7 @@
 /* safetensors.c - opens safetensors files and sharded folders by mmap; nothing is used before everything is checked.
  * Layout: u64 LE n | n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end)}, "__metadata__": {text: text}} | data;
  * offsets count from byte 8 + n. The regions, sorted, must tile the data without hole or overlap. (formats.md 0.3) */
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "host/file.h"
 #include <dirent.h>
 #include <errno.h>
@@ -25,7 +25,7 @@ struct mapping {
     size_t size;
     json_t *header; /* owns the names and dtype texts that tensors borrow */
 };
-struct safetensors {
+struct tensors {
     struct mapping *files;
     int n_files;
     struct tensor *tensors;
@@ -219,13 +219,13 @@ static size_t hash_name(const char *name) {
     return (size_t)(h ^ h >> 29);
 }
 
-static size_t slot_of(const struct safetensors *st, const char *name) {
+static size_t slot_of(const struct tensors *st, const char *name) {
     size_t i = hash_name(name) & (st->n_slots - 1);
     while (st->slots[i] >= 0 && strcmp(st->tensors[st->slots[i]].name, name) != 0) i = (i + 1) & (st->n_slots - 1);
     return i;
 }
 
-static void index_names(struct safetensors *st) {
+static void index_names(struct tensors *st) {
     st->n_slots = 16;
     while (st->n_slots < 2 * (size_t)st->count) st->n_slots *= 2;
     st->slots = memory_take(st->n_slots, sizeof *st->slots);
@@ -234,7 +234,7 @@ static void index_names(struct safetensors *st) {
 }
 
 /* Adds a file's tensors: all of them (map NULL), or those that the index's map puts into `name`. */
-static int add_file(struct safetensors *st, const char *path, const json_t *map, const char *name, struct error *err) {
+static int add_file(struct tensors *st, const char *path, const json_t *map, const char *name, struct error *err) {
     st->files = memory_grow(st->files, (size_t)st->n_files + 1, sizeof *st->files);
     struct mapping *m = &st->files[st->n_files++];
     struct tensor *tensors = NULL;
@@ -264,7 +264,7 @@ static bool leaves_folder(const char *name) {
 }
 
 /* Opens each file that the map names, once; every tensor of the map must be in its file. */
-static int add_shards(struct safetensors *st, const char *index_path, const json_t *map, struct error *err) {
+static int add_shards(struct tensors *st, const char *index_path, const json_t *map, struct error *err) {
     char *folder = path_folder(index_path);
     json_t *seen = json_object();
     const char *tensor;
@@ -304,7 +304,7 @@ cleanup:
     return rc;
 }
 
-static int open_index(struct safetensors *st, const char *path, struct error *err) {
+static int open_index(struct tensors *st, const char *path, struct error *err) {
     char *text = NULL;
     size_t size;
     if (file_read(path, MAX_INDEX, &text, &size, err)) return -1;
@@ -338,7 +338,7 @@ static char *only_file(const char *folder, const char *ending, int *n) {
     return found;
 }
 
-static int open_folder(struct safetensors *st, const char *folder, struct error *err) {
+static int open_folder(struct tensors *st, const char *folder, struct error *err) {
     int n, n_index, rc;
     char *one = path_join(folder, "model.safetensors"), *index = path_join(folder, "model.safetensors.index.json");
     char *only = only_file(folder, ".safetensors", &n), *only_index = only_file(folder, ".safetensors.index.json", &n_index);
@@ -363,8 +363,8 @@ static int open_folder(struct safetensors *st, const char *folder, struct error 
 }
 
 /* ---- the interface ---- */
-int safetensors_open(struct safetensors **out, const char *path, struct error *err) {
-    struct safetensors *st = memory_take(1, sizeof *st);
+int tensors_open(struct tensors **out, const char *path, struct error *err) {
+    struct tensors *st = memory_take(1, sizeof *st);
     *out = NULL;
     int rc;
     if (dir_exists(path))
@@ -374,7 +374,7 @@ int safetensors_open(struct safetensors **out, const char *path, struct error *e
     else
         rc = add_file(st, path, NULL, "", err);
     if (rc) {
-        safetensors_close(st);
+        tensors_close(st);
         return -1;
     }
     if (!st->slots) index_names(st);
@@ -382,7 +382,7 @@ int safetensors_open(struct safetensors **out, const char *path, struct error *e
     return 0;
 }
 
-void safetensors_close(struct safetensors *st) {
+void tensors_close(struct tensors *st) {
     if (!st) return;
     for (int i = 0; i < st->n_files; i++) mapping_close(&st->files[i]);
     free(st->files);
@@ -391,22 +391,22 @@ void safetensors_close(struct safetensors *st) {
     free(st);
 }
 
-int safetensors_count(const struct safetensors *st) { return st->count; }
-const struct tensor *safetensors_at(const struct safetensors *st, int i) { return i >= 0 && i < st->count ? &st->tensors[i] : NULL; }
-int safetensors_files(const struct safetensors *st) { return st->n_files; }
+int tensors_count(const struct tensors *st) { return st->count; }
+const struct tensor *tensors_at(const struct tensors *st, int i) { return i >= 0 && i < st->count ? &st->tensors[i] : NULL; }
+int tensors_files(const struct tensors *st) { return st->n_files; }
 
-const char *safetensors_file(const struct safetensors *st, int i, size_t *bytes) {
+const char *tensors_file(const struct tensors *st, int i, size_t *bytes) {
     if (i < 0 || i >= st->n_files) return NULL;
     if (bytes) *bytes = st->files[i].size;
     return st->files[i].path;
 }
 
-const struct tensor *safetensors_find(const struct safetensors *st, const char *name) {
+const struct tensor *tensors_find(const struct tensors *st, const char *name) {
     int i = st->slots[slot_of(st, name)];
     return i < 0 ? NULL : &st->tensors[i];
 }
 
-const char *safetensors_metadata(const struct safetensors *st, const char *key) {
+const char *tensors_metadata(const struct tensors *st, const char *key) {
     for (int i = 0; i < st->n_files; i++) {
         const char *value = json_string_value(json_object_get(json_object_get(st->files[i].header, "__metadata__"), key));
         if (value) return value;
@@ -422,9 +422,8 @@ static void write_shape(char *out, size_t size, int rank, const int64_t *dims) {
     snprintf(out + used, size - used, ")");
 }
 
-const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims,
-                                         struct error *err) {
-    const struct tensor *t = safetensors_find(st, name);
+const struct tensor *tensors_require(const struct tensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err) {
+    const struct tensor *t = tensors_find(st, name);
     if (!t) {
         fail(err, "%s: tensor %s is missing", st->n_files ? st->files[0].path : "(no file)", name);
         return NULL;

@@ -1,6 +1,6 @@
 /* safetensors_write.c - declares tensors, then writes header and data in one go to a file that appears whole or not at all. */
 #include "host/file.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/check.h"
 #include <errno.h>
 #include <jansson.h>

@@ -1,5 +1,5 @@
 /* tensor.c - elements of a mapped tensor as floats or integers. The data may lie at any address, so every element is copied out. */
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/check.h"
 #include <inttypes.h>
 #include <string.h>

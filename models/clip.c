@@ -44,9 +44,9 @@ static void place_weights(struct clip *m, struct weights *w, const char *p) {
     const size_t c = (size_t)C;
     char misspelt[256];
     snprintf(misspelt, sizeof misspelt, "%spre_layrnorm.weight", p); /* the published key is misspelt; some converters mend it */
-    const char *pre = safetensors_find(w->st, misspelt) ? "pre_layrnorm" : "pre_layernorm";
+    const char *pre = tensors_find(w->st, misspelt) ? "pre_layrnorm" : "pre_layernorm";
     snprintf(misspelt, sizeof misspelt, "%spre_layernorm.weight", p);
-    if (!safetensors_find(w->st, misspelt)) pre = "pre_layrnorm";
+    if (!tensors_find(w->st, misspelt)) pre = "pre_layrnorm";
     weights_place(w, m->class_row, SHAPE1(C), p, "embeddings.class_embedding");
     weights_place(w, m->patch, SHAPE4(C, 3, P, P), p, "embeddings.patch_embedding.weight");
     weights_place(w, m->position, SHAPE2(1 + m->patches, C), p, "embeddings.position_embedding.weight");

@@ -2,7 +2,7 @@
  * Sample i: <i>/tokens (T) i32, <i>/kinds (T) i32, <i>/<point> (T, width) f32. docs/cli.md has the contract. */
 #include "host/file.h"
 #include "host/progress.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/activation.h"
 #include "models/command.h"
 #include <stdlib.h>

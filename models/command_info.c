@@ -18,15 +18,15 @@ void info_problem(void *context, const char *sentence) {
 void info_dim(struct info *info, const char *name, long value) { json_object_set_new(info->dims, name, json_integer(value)); }
 
 /* Counts of the files behind st: parameters are floating-point elements (buffers such as inv_freq and position_ids are none). */
-void info_count(struct info *info, const struct safetensors *st) {
-    for (int i = 0; i < safetensors_files(st); i++) {
+void info_count(struct info *info, const struct tensors *st) {
+    for (int i = 0; i < tensors_files(st); i++) {
         size_t bytes;
-        const char *path = safetensors_file(st, i, &bytes), *slash = strrchr(path, '/');
+        const char *path = tensors_file(st, i, &bytes), *slash = strrchr(path, '/');
         json_array_append_new(info->files, json_string(slash ? slash + 1 : path));
         info->bytes += bytes;
     }
-    for (int i = 0; i < safetensors_count(st); i++) {
-        const struct tensor *t = safetensors_at(st, i);
+    for (int i = 0; i < tensors_count(st); i++) {
+        const struct tensor *t = tensors_at(st, i);
         const char *dtype = dtype_name(t->dtype);
         const bool real = t->dtype == DTYPE_F32 || t->dtype == DTYPE_F16 || t->dtype == DTYPE_BF16 || t->dtype == DTYPE_F64;
         const json_int_t old = json_integer_value(json_object_get(info->dtypes, dtype));
@@ -56,7 +56,7 @@ static void dims_tower(struct info *info, const struct clip_config *c) {
 }
 
 /* Walks every tensor that the config promises; faults go to info->problems. */
-static void check_weights(struct info *info, const struct checkpoint_config *c, const struct safetensors *st) {
+static void check_weights(struct info *info, const struct checkpoint_config *c, const struct tensors *st) {
     struct weights w = {.st = st, .path = info->path, .report = info_problem, .context = info};
     struct weight_names names;
     struct error err;
@@ -98,7 +98,7 @@ static void look_for_tower(struct info *info, struct checkpoint_config *c, const
     free(folder);
 }
 
-static void describe_checkpoint(struct info *info, struct checkpoint_config *c, const struct safetensors *st, const char *vision_tower) {
+static void describe_checkpoint(struct info *info, struct checkpoint_config *c, const struct tensors *st, const char *vision_tower) {
     struct weight_names names = {0};
     struct error err;
     if (st) weight_names_find(&names, st);
@@ -119,7 +119,7 @@ static void describe_checkpoint(struct info *info, struct checkpoint_config *c, 
 }
 
 /* A checkpoint whose config.json cannot be read is told by its tensors. */
-static bool kind_of_tensors(struct info *info, const struct safetensors *st) {
+static bool kind_of_tensors(struct info *info, const struct tensors *st) {
     struct weight_names names;
     weight_names_find(&names, st);
     if (!names.llm && !names.tower) return false;
@@ -130,7 +130,7 @@ static bool kind_of_tensors(struct info *info, const struct safetensors *st) {
 
 static int inspect(struct info *info, const char *vision_tower, struct error *err) {
     struct checkpoint_config config = {0};
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     struct error why_config, why_weights;
     if (info_dictionary(info)) return 0;
     if (!dir_exists(info->path))
@@ -138,13 +138,13 @@ static int inspect(struct info *info, const char *vision_tower, struct error *er
             err, "%s: no such folder, nor a dictionary's file; give a Hugging Face folder of LLaMA, LLaVA or CLIP, or a sparse dictionary",
             info->path);
     const bool config_ok = !config_open(&config, info->path, &why_config);
-    const bool weights_ok = !safetensors_open(&st, info->path, &why_weights);
+    const bool weights_ok = !tensors_open(&st, info->path, &why_weights);
     static const char *const kinds[] = {"llm", "clip", "llava", "llava"};
     if (config.known) {
         info->kind = kinds[config.layout];
         info->format = layout_name(config.layout);
     } else if (!weights_ok || !kind_of_tensors(info, st)) {
-        safetensors_close(st);
+        tensors_close(st);
         *err = why_config;
         return -1;
     }
@@ -154,7 +154,7 @@ static int inspect(struct info *info, const char *vision_tower, struct error *er
     else
         info_count(info, st);
     if (config_ok) describe_checkpoint(info, &config, weights_ok ? st : NULL, vision_tower);
-    safetensors_close(st);
+    tensors_close(st);
     return 0;
 }
 

@@ -1,7 +1,7 @@
 /* info.h - what `stagediff info` gathers. Private to models/. */
 #ifndef MODELS_INFO_H
 #define MODELS_INFO_H
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include <jansson.h>
 struct info {
     const char *path, *kind, *format;
@@ -10,7 +10,7 @@ struct info {
 };
 void info_problem(void *info, const char *sentence);
 void info_dim(struct info *info, const char *name, long value);
-void info_count(struct info *info, const struct safetensors *st);
+void info_count(struct info *info, const struct tensors *st);
 /* true: the path is a sparse dictionary, and info says which. */
 bool info_dictionary(struct info *info);
 #endif

@@ -46,13 +46,13 @@ static void weight_file(struct info *info, const char *path) {
     info->bytes += stat(path, &s) == 0 ? (size_t)s.st_size : 0;
 }
 
-static void check(struct info *info, const struct safetensors *st, const char *name, int rank, const int64_t *shape) {
+static void check(struct info *info, const struct tensors *st, const char *name, int rank, const int64_t *shape) {
     struct error err;
-    if (!safetensors_require(st, name, rank, shape, &err)) info_problem(info, err.text);
+    if (!tensors_require(st, name, rank, shape, &err)) info_problem(info, err.text);
 }
 
-static void dimensions(struct info *info, const struct dictionary *y, const struct safetensors *st) {
-    const struct tensor *e = safetensors_find(st, y->encoder);
+static void dimensions(struct info *info, const struct dictionary *y, const struct tensors *st) {
+    const struct tensor *e = tensors_find(st, y->encoder);
     int64_t M, d;
     if (!e || e->rank != 2) {
         check(info, st, y->encoder, 2, (const int64_t[]){-1, -1});
@@ -64,7 +64,7 @@ static void dimensions(struct info *info, const struct dictionary *y, const stru
     info_dim(info, "d_sae", (long)M);
     check(info, st, y->encoder_bias, 1, &M);
     check(info, st, y->decoder, 2, y->decoder_turned ? (const int64_t[]){d, M} : (const int64_t[]){M, d});
-    if (safetensors_find(st, y->decoder_bias)) check(info, st, y->decoder_bias, 1, &d);
+    if (tensors_find(st, y->decoder_bias)) check(info, st, y->decoder_bias, 1, &d);
 }
 
 /* k, activation and hook as the folder's configuration spells them. */
@@ -90,11 +90,11 @@ static void settings(struct info *info, const char *folder, const struct diction
 }
 
 static bool describe(struct info *info, const struct dictionary *y, const char *folder, const char *weights) {
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     struct error err;
-    const bool open = !safetensors_open(&st, weights, &err);
-    if (open && !safetensors_find(st, y->encoder) && !safetensors_find(st, y->decoder)) { /* another format's names */
-        safetensors_close(st);
+    const bool open = !tensors_open(&st, weights, &err);
+    if (open && !tensors_find(st, y->encoder) && !tensors_find(st, y->decoder)) { /* another format's names */
+        tensors_close(st);
         return false;
     }
     info->kind = "sae";
@@ -102,7 +102,7 @@ static bool describe(struct info *info, const struct dictionary *y, const char *
     if (open) {
         info_count(info, st);
         dimensions(info, y, st);
-        safetensors_close(st);
+        tensors_close(st);
     } else {
         info_problem(info, err.text);
     }

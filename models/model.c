@@ -36,7 +36,7 @@ char *tower_folder(const char *dir, const char *option, const char *written) {
 
 struct parts { /* of an opening; files closed at its end */
     struct checkpoint_config config;
-    struct safetensors *st, *tower_st;
+    struct tensors *st, *tower_st;
     struct weight_names names, tower_names;
     char *tower_dir; /* NULL: none */
 };
@@ -61,7 +61,7 @@ static int find_tower(struct model *m, struct parts *p, const struct model_optio
         }
         c->has_tower = true;
         if (config_select(c, m->dir, err)) return -1;
-        if (!p->names.tower && safetensors_open(&p->tower_st, p->tower_dir, err)) return -1;
+        if (!p->names.tower && tensors_open(&p->tower_st, p->tower_dir, err)) return -1;
         if (p->tower_st) weight_names_find(&p->tower_names, p->tower_st);
     }
     if (preprocess_open(&m->preprocess, settings, err)) return -1;
@@ -137,15 +137,15 @@ int model_open(struct model *m, struct device *dev, const char *dir, const struc
     m->dev = dev;
     m->dir = path_join(NULL, dir);
     m->state = memory_take(1, sizeof *m->state);
-    if (config_open(&p.config, dir, err) || safetensors_open(&p.st, dir, err)) goto cleanup;
+    if (config_open(&p.config, dir, err) || tensors_open(&p.st, dir, err)) goto cleanup;
     weight_names_find(&p.names, p.st);
     if ((p.config.layout != LAYOUT_LLAMA && find_tower(m, &p, o, err)) || (p.config.has_llm && open_text(m, &p, o, err))) goto cleanup;
     if ((p.config.has_tower && open_tower(m, &p, err)) || (p.config.has_llm && open_llm(m, &p, o, err))) goto cleanup;
     publish(m, &p.config);
     status = 0;
 cleanup:
-    safetensors_close(p.st);
-    safetensors_close(p.tower_st);
+    tensors_close(p.st);
+    tensors_close(p.tower_st);
     free(p.tower_dir);
     if (status) model_close(m);
     return status;

@@ -10,23 +10,23 @@
 enum { WEIGHTS_CHUNK = 1 << 20 };
 
 /* Is there a tensor whose name starts with prefix + mark? */
-static bool any(const struct safetensors *st, const char *prefix, const char *mark) {
+static bool any(const struct tensors *st, const char *prefix, const char *mark) {
     size_t p = strlen(prefix), m = strlen(mark);
-    for (int i = 0; i < safetensors_count(st); i++) {
-        const char *name = safetensors_at(st, i)->name;
+    for (int i = 0; i < tensors_count(st); i++) {
+        const char *name = tensors_at(st, i)->name;
         if (!strncmp(name, prefix, p) && !strncmp(name + p, mark, m)) return true;
     }
     return false;
 }
 
-static const char *find_prefix(const struct safetensors *st, const char *const *prefixes, const char *const *marks) {
+static const char *find_prefix(const struct tensors *st, const char *const *prefixes, const char *const *marks) {
     for (const char *const *p = prefixes; *p; p++)
         for (const char *const *m = marks; *m; m++)
             if (any(st, *p, *m)) return *p;
     return NULL;
 }
 
-void weight_names_find(struct weight_names *names, const struct safetensors *st) {
+void weight_names_find(struct weight_names *names, const struct tensors *st) {
     static const char *const llm[] = {"model.", "language_model.model.", "model.language_model.", "model.language_model.model.", "", NULL};
     static const char *const llm_marks[] = {"embed_tokens.", "layers.0.", "norm.weight", NULL};
     static const char *const heads[] = {"lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight", NULL};
@@ -47,14 +47,14 @@ void weight_names_find(struct weight_names *names, const struct safetensors *st)
     memset(names, 0, sizeof *names);
     names->llm = find_prefix(st, llm, llm_marks);
     for (const char *const *h = heads; *h && !names->head; h++)
-        if (safetensors_find(st, *h)) names->head = *h;
+        if (tensors_find(st, *h)) names->head = *h;
     names->tower = find_prefix(st, tower, tower_marks);
     names->projector = find_prefix(st, hf, every);
     names->projector_hf = names->projector != NULL;
     if (!names->projector) names->projector = find_prefix(st, mm, every);
 }
 
-int weights_begin(struct weights *w, const struct safetensors *st, const char *path, struct device *dev, struct error *err) {
+int weights_begin(struct weights *w, const struct tensors *st, const char *path, struct device *dev, struct error *err) {
     *w = (struct weights){.st = st, .path = path, .dev = dev, .err = err};
     if (!dev) return 0;
     w->host = malloc(WEIGHTS_CHUNK * sizeof *w->host);
@@ -106,7 +106,7 @@ void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape
     CHECK(n >= 0 && (size_t)n < sizeof full - p, "tensor name %s", full);
 
     struct error why;
-    const struct tensor *t = safetensors_require(w->st, full, rank, shape, &why);
+    const struct tensor *t = tensors_require(w->st, full, rank, shape, &why);
     if (t &&
         (t->dtype == DTYPE_OTHER || dtype_bytes(t->dtype) < 2 || t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32 || t->dtype == DTYPE_I16)) {
         fail(&why, "%s: tensor %s: expected F32, F16, BF16 or F64 weights, found %s", t->file, full, dtype_name(t->dtype));

@@ -1,7 +1,7 @@
 /* weights.h - safetensors weights placed on the device in act_t, or only checked: one walk over a model's tensors serves both. */
 #ifndef MODELS_WEIGHTS_H
 #define MODELS_WEIGHTS_H
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/device.h"
 #include "kernels/op.h"
 
@@ -13,10 +13,10 @@ struct weight_names {
     const char *projector; /* before 0.weight or linear_1.weight */
     bool projector_hf;     /* linear_1, linear_2; else 0, 2, ... (or weight alone) */
 };
-void weight_names_find(struct weight_names *names, const struct safetensors *st);
+void weight_names_find(struct weight_names *names, const struct tensors *st);
 
 struct weights { /* a walk over tensors; checked only (dst pointers unused) when dev is NULL or checking */
-    const struct safetensors *st;
+    const struct tensors *st;
     const char *path; /* folder, for messages */
     struct device *dev;
     float *host;       /* staging, WEIGHTS_CHUNK elements */
@@ -27,7 +27,7 @@ struct weights { /* a walk over tensors; checked only (dst pointers unused) when
     void (*report)(void *context, const char *sentence); /* check only: every fault; NULL: none */
     void *context;
 };
-int weights_begin(struct weights *w, const struct safetensors *st, const char *path, struct device *dev, struct error *err);
+int weights_begin(struct weights *w, const struct tensors *st, const char *path, struct device *dev, struct error *err);
 void weights_end(struct weights *w);
 /* dst [out] = tensor `prefix`+name (printf) of exactly this shape, row-major, converted to act_t (round to nearest even).
  * Rank and dims are checked before a byte is read. A fault is kept in w->err and counted; later calls go on checking. */

@@ -84,10 +84,10 @@ static void load_transposed(float *dst, const struct tensor *t, size_t rows, siz
     free(band);
 }
 
-int tensor_load(float **out, const struct safetensors *st, const char *name, int rows, int columns, bool transposed, struct error *err) {
+int tensor_load(float **out, const struct tensors *st, const char *name, int rows, int columns, bool transposed, struct error *err) {
     const int64_t dims[2] = {rows, columns};
     *out = NULL;
-    const struct tensor *t = safetensors_require(st, name, columns > 0 ? 2 : 1, dims, err);
+    const struct tensor *t = tensors_require(st, name, columns > 0 ? 2 : 1, dims, err);
     if (!t) return -1;
     if (t->dtype != DTYPE_F32 && t->dtype != DTYPE_F16 && t->dtype != DTYPE_BF16 && t->dtype != DTYPE_F64)
         return fail(err, "%s: tensor %s: expected floating point (F32, F16, BF16, F64), found %s", t->file, name, dtype_name(t->dtype));

@@ -1,7 +1,7 @@
 /* format.h - inside sae/: one dictionary on disk, recognised, and what every format's reader shares. */
 #ifndef SAE_FORMAT_H
 #define SAE_FORMAT_H
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "sae/sae.h"
 #include <jansson.h>
 
@@ -28,6 +28,6 @@ int json_text(const json_t *o, const char *file, const char *key, const char **v
 
 /* The tensor (rank 1 or 2, floating point) as f32; transposed: (a, b) stored becomes (b, a). Values that are NaN or infinite are refused.
  */
-int tensor_load(float **out, const struct safetensors *st, const char *name, int rows, int columns, bool transposed, struct error *err);
+int tensor_load(float **out, const struct tensors *st, const char *name, int rows, int columns, bool transposed, struct error *err);
 int layer_of_hook(const char *hook); /* -1 when it names none */
 #endif

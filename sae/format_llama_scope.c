@@ -128,14 +128,14 @@ static void fold(struct sae_host *s, const struct scope *c) {
 
 int llama_scope_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err) {
     struct scope c;
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     int status = -1;
     if (read_config(s, &c, files->config, err)) return -1;
     if (!arrays) return 0;
-    if (safetensors_open(&st, files->weights, err)) return -1;
+    if (tensors_open(&st, files->weights, err)) return -1;
     static const char *const unsupported[] = {"encoder_glu.weight", "feature_act_mask", "log_jumprelu_threshold"};
     for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
-        if (safetensors_find(st, unsupported[i])) {
+        if (tensors_find(st, unsupported[i])) {
             fail(err, "%s: tensor %s: this variant (GLU, pruned or 2025 dictionary) is not supported", files->weights, unsupported[i]);
             goto done;
         }
@@ -154,6 +154,6 @@ int llama_scope_read(struct sae_host *s, const struct sae_files *files, bool arr
     }
     status = 0;
 done:
-    safetensors_close(st);
+    tensors_close(st);
     return status;
 }

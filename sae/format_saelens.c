@@ -94,11 +94,11 @@ done:
     return status;
 }
 
-static int refuse_scaling(const struct safetensors *st, const char *file, struct error *err) {
+static int refuse_scaling(const struct tensors *st, const char *file, struct error *err) {
     static const char *const names[] = {"scaling_factor", "finetuning_scaling_factor"};
     static const char *const others[] = {"b_gate", "r_mag", "W_skip", "log_threshold"};
     for (size_t n = 0; n < 2; n++) {
-        const struct tensor *t = safetensors_find(st, names[n]);
+        const struct tensor *t = tensors_find(st, names[n]);
         for (size_t i = 0; t && i < t->count; i++) {
             float v;
             tensor_to_f32(t, i, 1, &v);
@@ -108,7 +108,7 @@ static int refuse_scaling(const struct safetensors *st, const char *file, struct
         }
     }
     for (size_t n = 0; n < sizeof others / sizeof *others; n++)
-        if (safetensors_find(st, others[n]))
+        if (tensors_find(st, others[n]))
             return fail(err, "%s: tensor %s: a gated, skip or training-only dictionary, which is not supported", file, others[n]);
     return 0;
 }
@@ -136,11 +136,11 @@ static void fold(struct sae_host *s, const struct lens *c) {
 
 int saelens_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err) {
     struct lens c = {false, false};
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     int status = -1;
     if (read_config(s, &c, files->config, err)) return -1;
     if (!arrays) return 0;
-    if (safetensors_open(&st, files->weights, err)) return -1;
+    if (tensors_open(&st, files->weights, err)) return -1;
     if (refuse_scaling(st, files->weights, err) || tensor_load(&s->E, st, "W_enc", s->d, s->M, true, err) ||
         tensor_load(&s->b_e, st, "b_enc", s->M, 0, false, err) || tensor_load(&s->D, st, "W_dec", s->M, s->d, false, err) ||
         tensor_load(&s->b_d, st, "b_dec", s->d, 0, false, err))
@@ -152,7 +152,7 @@ int saelens_read(struct sae_host *s, const struct sae_files *files, bool arrays,
     fold(s, &c);
     status = 0;
 done:
-    safetensors_close(st);
+    tensors_close(st);
     return status;
 }
 

@@ -6,7 +6,7 @@
  * No gradient of E or D and no dense (rows, M) tensor ever exists. */
 #include "sae/trainer.h"
 #include "host/file.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/check.h"
 #include <stdlib.h>
 #include <string.h>
@@ -326,8 +326,8 @@ int sae_trainer_save(struct sae_trainer *t, const char *path, struct error *err)
     return safetensors_writer_commit(w, err);
 }
 
-static int load_longs(const struct safetensors *st, const char *name, int64_t *dst, int64_t n, struct error *err) {
-    const struct tensor *x = safetensors_require(st, name, 1, &n, err);
+static int load_longs(const struct tensors *st, const char *name, int64_t *dst, int64_t n, struct error *err) {
+    const struct tensor *x = tensors_require(st, name, 1, &n, err);
     if (!x) return -1;
     if (x->dtype != DTYPE_I64)
         return fail(err, "%s: tensor %s: expected I64, found %s; not a training state", x->file, name, dtype_name(x->dtype));
@@ -335,7 +335,7 @@ static int load_longs(const struct safetensors *st, const char *name, int64_t *d
     return 0;
 }
 
-static int load_state(struct sae_trainer *t, const struct safetensors *st, const char *path, struct error *err) {
+static int load_state(struct sae_trainer *t, const struct tensors *st, const char *path, struct error *err) {
     struct state_entry e[MAX_ENTRIES];
     size_t M = (size_t)t->sae.M;
     int64_t counts[3];
@@ -351,7 +351,7 @@ static int load_state(struct sae_trainer *t, const struct safetensors *st, const
     }
     for (int i = n - 1; i >= 0; i--) { /* E last: `staged` then holds it for its bf16 copy */
         const int64_t count = (int64_t)e[i].n;
-        const struct tensor *x = safetensors_require(st, e[i].name, 1, &count, err);
+        const struct tensor *x = tensors_require(st, e[i].name, 1, &count, err);
         if (!x) goto done;
         tensor_to_f32(x, 0, e[i].n, staged);
         device_upload(t->dev, e[i].device, staged, e[i].n * sizeof *staged);
@@ -366,9 +366,9 @@ done:
 }
 
 int sae_trainer_load(struct sae_trainer *t, const char *path, struct error *err) {
-    struct safetensors *st = NULL;
-    if (safetensors_open(&st, path, err)) return -1;
+    struct tensors *st = NULL;
+    if (tensors_open(&st, path, err)) return -1;
     int status = load_state(t, st, path, err);
-    safetensors_close(st);
+    tensors_close(st);
     return status;
 }

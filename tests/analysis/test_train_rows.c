@@ -53,20 +53,20 @@ static void write_rows(const char *name, enum dtype dtype, int rank, const int64
 }
 
 static void write_start(void) {
-    struct safetensors *st;
+    struct tensors *st;
     struct sae_host s = {.activation = SAE_TOPK, .d = 24, .M = 96, .K = 5, .layer = -1};
     struct error err = {{0}};
-    assert_int_equal(safetensors_open(&st, GOLDEN, &err), 0);
+    assert_int_equal(tensors_open(&st, GOLDEN, &err), 0);
     const struct {
         const char *name;
         float **slot;
     } parts[] = {{"E", &s.E}, {"D", &s.D}, {"b_e", &s.b_e}, {"b_d", &s.b_d}};
     for (size_t i = 0; i < 4; i++) {
-        const struct tensor *t = safetensors_find(st, parts[i].name);
+        const struct tensor *t = tensors_find(st, parts[i].name);
         *parts[i].slot = memory_take(t->count, sizeof(float));
         tensor_to_f32(t, 0, t->count, *parts[i].slot);
     }
-    safetensors_close(st);
+    tensors_close(st);
     char *dir = in_folder("start");
     if (sae_save_saelens(&s, dir, &err)) fail_msg("%s", err.text);
     s.activation = SAE_JUMPRELU;
@@ -88,15 +88,15 @@ static double line_number(const char *line, const char *key) {
 
 static void test_losses(void **state) {
     (void)state;
-    struct safetensors *st;
+    struct tensors *st;
     struct error err;
     if (stagediff(&command_train,
                   "--rows " GOLDEN " --tensor x --sae @start --steps 20 --batch 32 --lr 1e-2 --no-shuffle --out @trained --quiet", &err))
         fail_msg("%s", err.text);
-    assert_int_equal(safetensors_open(&st, GOLDEN, &err), 0);
+    assert_int_equal(tensors_open(&st, GOLDEN, &err), 0);
     float losses[20];
-    tensor_to_f32(safetensors_find(st, "unit.loss.f64"), 0, 20, losses);
-    safetensors_close(st);
+    tensor_to_f32(tensors_find(st, "unit.loss.f64"), 0, 20, losses);
+    tensors_close(st);
     char *path = in_folder("trained/metrics.jsonl"), line[256];
     FILE *f = fopen(path, "r");
     assert_non_null(f);
@@ -201,18 +201,18 @@ static void test_refused(void **state) {
 }
 
 static float *output(const char *name, const char *tensor, int64_t *rows, int64_t *columns) {
-    struct safetensors *st;
+    struct tensors *st;
     struct error err;
     char *path = in_folder(name);
-    if (safetensors_open(&st, path, &err)) fail_msg("%s", err.text);
-    const struct tensor *t = safetensors_find(st, tensor);
+    if (tensors_open(&st, path, &err)) fail_msg("%s", err.text);
+    const struct tensor *t = tensors_find(st, tensor);
     assert_non_null(t);
     assert_int_equal(t->rank, 2);
     assert_int_equal(t->dtype, strcmp(tensor, "indices") ? DTYPE_F32 : DTYPE_I32);
     *rows = t->shape[0], *columns = t->shape[1];
     float *x = memory_take(t->count + 1, sizeof *x);
     tensor_to_f32(t, 0, t->count, x);
-    safetensors_close(st);
+    tensors_close(st);
     free(path);
     return x;
 }

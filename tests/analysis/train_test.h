@@ -14,7 +14,7 @@
 #include "analysis/run.h" /* before cmocka, which has a macro fail() */
 #include "host/file.h"
 #include "host/progress.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/device.h"
 #include "sae/sae.h"
 

@@ -5,13 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-double relative_rms(const struct safetensors *a, const struct safetensors *b, const char *point) {
+double relative_rms(const struct tensors *a, const struct tensors *b, const char *point) {
     double error = 0, scale = 0;
-    for (int i = 0; i < safetensors_count(a); i++) {
-        const struct tensor *x = safetensors_at(a, i), *y;
+    for (int i = 0; i < tensors_count(a); i++) {
+        const struct tensor *x = tensors_at(a, i), *y;
         const char *slash = strchr(x->name, '/');
         if (slash == NULL || strcmp(slash + 1, point) != 0) continue;
-        y = safetensors_find(b, x->name);
+        y = tensors_find(b, x->name);
         if (y == NULL || y->count != x->count) return -1;
         float *u = memory_take(x->count, sizeof *u), *v = memory_take(x->count, sizeof *v);
         tensor_to_f32(x, 0, x->count, u);

@@ -38,13 +38,13 @@ static void test_forward(void **state) {
     char data[600], file[2][600];
     few_samples(6, data, sizeof data);
     const char *names[2] = {"cpu", "sim"};
-    struct safetensors *st[2];
+    struct tensors *st[2];
     struct error err;
     for (int e = 0; e < 2; e++) {
         snprintf(file[e], sizeof file[e], "%s/%s.safetensors", scratch, names[e]);
         run("%s/%s/stagediff harvest --quiet --model " WORLD "/vlm --data %s --points 'blocks.*.hook_resid_post,logits' --out %s", build,
             names[e], data, file[e]);
-        if (safetensors_open(&st[e], file[e], &err) != 0) fail_msg("%s", err.text);
+        if (tensors_open(&st[e], file[e], &err) != 0) fail_msg("%s", err.text);
     }
     json_t *golden = json_load_file("tests/golden/executors.json", 0, NULL);
     assert_non_null(golden);
@@ -61,8 +61,8 @@ static void test_forward(void **state) {
     }
     assert_true(points >= 2);
     json_decref(golden);
-    safetensors_close(st[0]);
-    safetensors_close(st[1]);
+    tensors_close(st[0]);
+    tensors_close(st[1]);
 }
 
 /* The fvu of every step of metrics.jsonl. */

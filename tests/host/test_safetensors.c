@@ -1,7 +1,7 @@
 /* test_safetensors.c - what is written is read back; every rule of the format broken once, each refused with file and reason;
  * sharded folders; numbers of every dtype. */
 #include "host/file.h"
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include <inttypes.h>
 #include <math.h>
 #include <setjmp.h>
@@ -36,8 +36,8 @@ static void write_raw(const char *path, const char *header, uint64_t length, siz
 
 static void refused(const char *path, const char *expected) {
     struct error err = {""};
-    struct safetensors *st;
-    if (!safetensors_open(&st, path, &err)) fail_msg("accepted, expected: %s", expected);
+    struct tensors *st;
+    if (!tensors_open(&st, path, &err)) fail_msg("accepted, expected: %s", expected);
     assert_null(st);
     if (!strstr(err.text, expected)) fail_msg("the message should say '%s': %s", expected, err.text);
 }
@@ -68,37 +68,37 @@ static void test_round_trip(void **state) {
     assert_false(file_exists(ONE)); /* nothing there before the commit */
     assert_int_equal(safetensors_writer_commit(w, &err), 0);
 
-    struct safetensors *st;
-    if (safetensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
-    assert_int_equal(safetensors_count(st), 9);
-    assert_string_equal(safetensors_metadata(st, "format"), "pt");
-    assert_null(safetensors_metadata(st, "none"));
-    const struct tensor *t = safetensors_require(st, "f32", 2, (const int64_t[]){-1, 3}, &err);
+    struct tensors *st;
+    if (tensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
+    assert_int_equal(tensors_count(st), 9);
+    assert_string_equal(tensors_metadata(st, "format"), "pt");
+    assert_null(tensors_metadata(st, "none"));
+    const struct tensor *t = tensors_require(st, "f32", 2, (const int64_t[]){-1, 3}, &err);
     assert_non_null(t);
     float back[6];
     tensor_to_f32(t, 0, 6, back);
     assert_memory_equal(back, f, sizeof f);
-    tensor_to_f32(safetensors_find(st, "f16"), 0, 3, back);
+    tensor_to_f32(tensors_find(st, "f16"), 0, 3, back);
     assert_true(back[0] == 1 && back[1] == 0x1p-24f && back[2] == -INFINITY);
-    tensor_to_f32(safetensors_find(st, "bf16"), 1, 2, back);
+    tensor_to_f32(tensors_find(st, "bf16"), 1, 2, back);
     assert_true(back[0] == -2 && back[1] == INFINITY);
-    tensor_to_f32(safetensors_find(st, "f64 scalar"), 0, 1, back);
+    tensor_to_f32(tensors_find(st, "f64 scalar"), 0, 1, back);
     assert_true(back[0] == 2.5f);
-    assert_int_equal(safetensors_find(st, "f64 scalar")->rank, 0);
-    assert_int_equal(safetensors_find(st, "empty")->count, 0);
+    assert_int_equal(tensors_find(st, "f64 scalar")->rank, 0);
+    assert_int_equal(tensors_find(st, "empty")->count, 0);
     int32_t whole[2];
-    assert_int_equal(tensor_to_i32(safetensors_find(st, "i32"), whole, &err), 0);
+    assert_int_equal(tensor_to_i32(tensors_find(st, "i32"), whole, &err), 0);
     assert_int_equal(whole[0], -7);
-    assert_int_equal(tensor_to_i32(safetensors_find(st, "i64"), whole, &err), -1); /* 2^40 does not fit */
-    assert_int_equal(tensor_to_i32(safetensors_find(st, "f32"), whole, &err), -1);
-    assert_int_equal(tensor_to_i32(safetensors_find(st, "given \"name\" \xc3\xa9"), whole, &err), 0);
+    assert_int_equal(tensor_to_i32(tensors_find(st, "i64"), whole, &err), -1); /* 2^40 does not fit */
+    assert_int_equal(tensor_to_i32(tensors_find(st, "f32"), whole, &err), -1);
+    assert_int_equal(tensor_to_i32(tensors_find(st, "given \"name\" \xc3\xa9"), whole, &err), 0);
     assert_int_equal(whole[0], 42);
-    assert_null(safetensors_require(st, "f32", 2, (const int64_t[]){3, -1}, &err));
+    assert_null(tensors_require(st, "f32", 2, (const int64_t[]){3, -1}, &err));
     assert_non_null(strstr(err.text, "(3, *)"));
     assert_non_null(strstr(err.text, "(2, 3)"));
-    assert_null(safetensors_require(st, "gone", 1, (const int64_t[]){3}, &err));
+    assert_null(tensors_require(st, "gone", 1, (const int64_t[]){3}, &err));
     assert_non_null(strstr(err.text, "gone"));
-    safetensors_close(st);
+    tensors_close(st);
 }
 
 /* The data begins at a multiple of 8 whatever the names' lengths. */
@@ -204,25 +204,25 @@ static void test_hostile(void **state) {
 static void test_unusual(void **state) {
     (void)state;
     struct error err = {""};
-    struct safetensors *st;
+    struct tensors *st;
     const char *header = "{\"b\":" F32("1", "3", "7") ",\"z\":" F32(
         "0", "3", "3") ",\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[3],\"data_offsets\":[0,3],\"more\":1}}    ";
     write_raw(ONE, header, strlen(header), 7);
-    if (safetensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
-    assert_int_equal(safetensors_count(st), 3);
-    assert_string_equal(safetensors_find(st, "a")->dtype_text, "F8_E4M3");
-    assert_null(safetensors_require(st, "a", 1, (const int64_t[]){3}, &err));
+    if (tensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
+    assert_int_equal(tensors_count(st), 3);
+    assert_string_equal(tensors_find(st, "a")->dtype_text, "F8_E4M3");
+    assert_null(tensors_require(st, "a", 1, (const int64_t[]){3}, &err));
     assert_non_null(strstr(err.text, "F8_E4M3"));
     float v;
     const unsigned char bytes[4] = {3, 4, 5, 6};
-    tensor_to_f32(safetensors_find(st, "b"), 0, 1, &v);
+    tensor_to_f32(tensors_find(st, "b"), 0, 1, &v);
     assert_memory_equal(&v, bytes, 4);
-    safetensors_close(st);
+    tensors_close(st);
     write_raw(ONE, "{}", 2, 0);
-    assert_int_equal(safetensors_open(&st, ONE, &err), 0);
-    assert_int_equal(safetensors_count(st), 0);
-    assert_null(safetensors_find(st, "a"));
-    safetensors_close(st);
+    assert_int_equal(tensors_open(&st, ONE, &err), 0);
+    assert_int_equal(tensors_count(st), 0);
+    assert_null(tensors_find(st, "a"));
+    tensors_close(st);
 }
 
 static void write_index(const char *text) {
@@ -235,7 +235,7 @@ static void write_index(const char *text) {
 static void test_shards(void **state) {
     (void)state;
     struct error err = {""};
-    struct safetensors *st;
+    struct tensors *st;
     dir_create(FOLDER "/s", &err);
     dir_create(FOLDER "/s/sub", &err);
     unlink(FOLDER "/s/model.safetensors");
@@ -246,14 +246,14 @@ static void test_shards(void **state) {
     unlink(FOLDER "/s/link.safetensors");
     assert_int_equal(symlink("sub/y.safetensors", FOLDER "/s/link.safetensors"), 0);
     write_index("{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"x.safetensors\",\"b\":\"sub/y.safetensors\"}}");
-    if (safetensors_open(&st, FOLDER "/s", &err)) fail_msg("%s", err.text);
-    assert_int_equal(safetensors_count(st), 2); /* what the index does not name is not there */
-    assert_int_equal(safetensors_find(st, "a")->count, 2);
-    assert_int_equal(safetensors_files(st), 2);
-    safetensors_close(st);
+    if (tensors_open(&st, FOLDER "/s", &err)) fail_msg("%s", err.text);
+    assert_int_equal(tensors_count(st), 2); /* what the index does not name is not there */
+    assert_int_equal(tensors_find(st, "a")->count, 2);
+    assert_int_equal(tensors_files(st), 2);
+    tensors_close(st);
     write_index("{\"weight_map\":{\"b\":\"link.safetensors\"}}");
-    assert_int_equal(safetensors_open(&st, FOLDER "/s", &err), 0); /* symbolic links are followed */
-    safetensors_close(st);
+    assert_int_equal(tensors_open(&st, FOLDER "/s", &err), 0); /* symbolic links are followed */
+    tensors_close(st);
     static const char *const bad[][2] = {
         {"{\"weight_map\":{\"b\":\"../one.safetensors\"}}", "same folder"},
         {"{\"weight_map\":{\"b\":\"sub/../../one.safetensors\"}}", "same folder"},
@@ -276,8 +276,8 @@ static void test_shards(void **state) {
     unlink(FOLDER "/s/model.safetensors.index.json");
     refused(FOLDER "/s", "holds 2 .safetensors files");
     unlink(FOLDER "/s/link.safetensors");
-    assert_int_equal(safetensors_open(&st, FOLDER "/s", &err), 0); /* the only one */
-    safetensors_close(st);
+    assert_int_equal(tensors_open(&st, FOLDER "/s", &err), 0); /* the only one */
+    tensors_close(st);
     unlink(FOLDER "/s/x.safetensors");
     refused(FOLDER "/s", "no .safetensors file");
 }

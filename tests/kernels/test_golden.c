@@ -3,7 +3,7 @@
 #include "tests/kernels/op_test.h"
 #undef fail /* cmocka's; host/error.h has a function of that name */
 
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/ref_begin.h"
 #include "kernels/activation.h"
 #include "kernels/argmax.h"
@@ -16,10 +16,10 @@
 
 enum { T = 9, H = 4, G = 2, D = 16, C = 24, F = 40, O = 17, IMAGE = 12, PATCH = 4, WIDTH = 8, BATCH = 2, ROW_MAX = 4096 };
 
-static struct safetensors *file;
+static struct tensors *file;
 
 static const struct tensor *find(const char *name) {
-    const struct tensor *t = safetensors_find(file, name);
+    const struct tensor *t = tensors_find(file, name);
     if (!t) printf("no tensor %s\n", name);
     assert_non_null(t);
     return t;
@@ -138,14 +138,14 @@ static void test_products(void **state) {
 static int open_file(void **state) {
     (void)state;
     struct error err = {0};
-    int failed = safetensors_open(&file, "tests/golden/ops.safetensors", &err);
+    int failed = tensors_open(&file, "tests/golden/ops.safetensors", &err);
     if (failed) printf("%s\n", err.text);
     return failed;
 }
 
 static int close_file(void **state) {
     (void)state;
-    safetensors_close(file);
+    tensors_close(file);
     return 0;
 }
 

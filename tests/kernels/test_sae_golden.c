@@ -4,7 +4,7 @@
 #include "tests/kernels/op_test.h"
 #undef fail /* cmocka's; host/error.h has a function of that name */
 
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "kernels/sae_ops.h"
 #include "kernels/ref_begin.h"
 #include "kernels/sae_ops.h"
@@ -12,10 +12,10 @@
 
 enum { BATCHES = 4, N = 32, d = 16, M = 64, K = 5, STEPS = 20 };
 
-static struct safetensors *file;
+static struct tensors *file;
 
 static void load(double *dst, const char *name, size_t n) {
-    const struct tensor *t = safetensors_find(file, name);
+    const struct tensor *t = tensors_find(file, name);
     assert_non_null(t);
     assert_int_equal(t->dtype, DTYPE_F64);
     assert_int_equal(t->count, n);
@@ -75,7 +75,7 @@ static void test_oracle(void **state) {
     near(&t, "dD", o.m_D, "grad.D", M * d, 1e-13);
     near(&t, "db_e", o.m_be, "grad.b_e", M, 1e-13);
     near(&t, "db_d", o.m_bd, "grad.b_d", d, 1e-13);
-    assert_memory_equal(safetensors_find(file, "kept")->data, o.indices, sizeof o.indices);
+    assert_memory_equal(tensors_find(file, "kept")->data, o.indices, sizeof o.indices);
     start(&o);
     double losses[STEPS];
     struct sae_adam a = {2e-3, 0.9, 0.999, 1e-8, 1, true, false};
@@ -145,12 +145,12 @@ static void test_executor(void **state) {
 
 int main(void) {
     struct error err = {""};
-    if (safetensors_open(&file, "tests/golden/sae_step.safetensors", &err)) {
+    if (tensors_open(&file, "tests/golden/sae_step.safetensors", &err)) {
         fprintf(stderr, "%s\n", err.text);
         return 1;
     }
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_oracle), cmocka_unit_test(test_executor)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    safetensors_close(file);
+    tensors_close(file);
     return failed;
 }

@@ -11,23 +11,23 @@ struct device *test_device(void) {
 
 void open_model(struct model *m, const char *dir) { MUST(model_open(m, test_device(), dir, NULL, err)); }
 
-struct safetensors *open_golden(const char *name) {
+struct tensors *open_golden(const char *name) {
     char path[256];
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     snprintf(path, sizeof path, GOLDEN "/%s.safetensors", name);
-    MUST(safetensors_open(&st, path, err));
+    MUST(tensors_open(&st, path, err));
     return st;
 }
 
-static const struct tensor *find(const struct safetensors *st, const char *format, va_list args) {
+static const struct tensor *find(const struct tensors *st, const char *format, va_list args) {
     char name[128];
     vsnprintf(name, sizeof name, format, args);
-    const struct tensor *t = safetensors_find(st, name);
+    const struct tensor *t = tensors_find(st, name);
     if (!t) FAIL("golden tensor %s is missing; remake: python tools/golden/make_models.py " WORLD " " GOLDEN, name);
     return t;
 }
 
-float *golden_real(const struct safetensors *st, size_t *count, const char *name, ...) {
+float *golden_real(const struct tensors *st, size_t *count, const char *name, ...) {
     va_list args;
     va_start(args, name);
     const struct tensor *t = find(st, name, args);
@@ -38,7 +38,7 @@ float *golden_real(const struct safetensors *st, size_t *count, const char *name
     return x;
 }
 
-int32_t *golden_int(const struct safetensors *st, size_t *count, const char *name, ...) {
+int32_t *golden_int(const struct tensors *st, size_t *count, const char *name, ...) {
     va_list args;
     va_start(args, name);
     const struct tensor *t = find(st, name, args);
@@ -49,7 +49,7 @@ int32_t *golden_int(const struct safetensors *st, size_t *count, const char *nam
     return x;
 }
 
-void golden_batch(struct batch *b, const struct model *m, const struct safetensors *st, int from, int n) {
+void golden_batch(struct batch *b, const struct model *m, const struct tensors *st, int from, int n) {
     const size_t room = 4096, side = (size_t)m->image_size, size = 3 * side * side;
     memset(b, 0, sizeof *b);
     b->n_samples = n;
@@ -68,7 +68,7 @@ void golden_batch(struct batch *b, const struct model *m, const struct safetenso
         snprintf(name, sizeof name, "%d/pixels", from + i);
         b->sample[i] = i;
         b->picture[i] = -1;
-        if (safetensors_find(st, name)) {
+        if (tensors_find(st, name)) {
             float *pixels = golden_real(st, NULL, "%s", name);
             memcpy(b->pixels + (size_t)b->n_images * size, pixels, size * sizeof *pixels);
             free(pixels);

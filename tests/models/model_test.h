@@ -14,7 +14,7 @@
 #undef fail /* host/error.h has a function of that name */
 #define FAIL(...) (print_error(__VA_ARGS__), print_error("\n"), _fail(__FILE__, __LINE__))
 
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "models/model.h"
 #define GOLDEN "tests/models/golden"
 #define WORLD  "tools/tinyworld/world"
@@ -28,12 +28,12 @@ struct device *test_device(void); /* one for the whole program */
         if (call) FAIL("%s: %s", #call, err->text);                                                                                        \
     } while (0)
 void open_model(struct model *m, const char *dir);
-struct safetensors *open_golden(const char *name);
+struct tensors *open_golden(const char *name);
 /* A tensor of the golden file, printf name: as f32 (malloced) or as i32. *count may be NULL. */
-float *golden_real(const struct safetensors *st, size_t *count, const char *name, ...) __attribute__((format(printf, 3, 4)));
-int32_t *golden_int(const struct safetensors *st, size_t *count, const char *name, ...) __attribute__((format(printf, 3, 4)));
+float *golden_real(const struct tensors *st, size_t *count, const char *name, ...) __attribute__((format(printf, 3, 4)));
+int32_t *golden_int(const struct tensors *st, size_t *count, const char *name, ...) __attribute__((format(printf, 3, 4)));
 /* Samples from..from+n of a golden file (<i>/ids, <i>/pixels) packed as model_batch would pack them. */
-void golden_batch(struct batch *b, const struct model *m, const struct safetensors *st, int from, int n);
+void golden_batch(struct batch *b, const struct model *m, const struct tensors *st, int from, int n);
 
 struct kept { /* what one point gave at every layer: data[layer+1] (rows, width), layer -1 at [0] */
     enum probe_point point;

@@ -172,13 +172,13 @@ static void names_of_points(void **state) {
 
 /* tiny_llama with one tensor left out, of another shape, or of a dtype that weights cannot have. */
 static void spoil(const char *which, int how) {
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     struct safetensors_writer *w = NULL;
     char *path = path_join(folder, "model.safetensors");
-    MUST(safetensors_open(&st, GOLDEN "/tiny_llama", err));
+    MUST(tensors_open(&st, GOLDEN "/tiny_llama", err));
     MUST(safetensors_writer_open(&w, path, err));
-    for (int i = 0; i < safetensors_count(st); i++) {
-        const struct tensor *t = safetensors_at(st, i);
+    for (int i = 0; i < tensors_count(st); i++) {
+        const struct tensor *t = tensors_at(st, i);
         const bool hit = !strcmp(t->name, which);
         if (hit && how == 0) continue;
         if (hit && how == 1)
@@ -187,7 +187,7 @@ static void spoil(const char *which, int how) {
             safetensors_writer_add(w, t->name, hit ? DTYPE_I16 : t->dtype, t->rank, t->shape, t->data);
     }
     MUST(safetensors_writer_commit(w, err));
-    safetensors_close(st);
+    tensors_close(st);
     free(path);
 }
 

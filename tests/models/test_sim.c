@@ -20,7 +20,7 @@ static float bf(float x) {
     return x;
 }
 
-static float *weight(const struct safetensors *st, const char *format, ...) {
+static float *weight(const struct tensors *st, const char *format, ...) {
     char name[256];
     va_list args;
     va_start(args, format);
@@ -101,7 +101,7 @@ static void plain_add(float *x, float *y, int n) {
 }
 
 /* One LLaMA layer on x (N, C) in place. */
-static void plain_layer(float *x, const struct safetensors *st, int l, const struct llama_config *c, int N, const float *cosine,
+static void plain_layer(float *x, const struct tensors *st, int l, const struct llama_config *c, int N, const float *cosine,
                         const float *sine) {
     const int C = c->C, H = c->H, G = c->G, D = c->D, F = c->F;
     char p[64];
@@ -127,7 +127,7 @@ static void plain_layer(float *x, const struct safetensors *st, int l, const str
 }
 
 /* One CLIP layer on x (T, C) in place; p: "...encoder.layers.3". */
-static void plain_clip_layer(float *x, const struct safetensors *st, const char *p, const struct clip_config *c, int T) {
+static void plain_clip_layer(float *x, const struct tensors *st, const char *p, const struct clip_config *c, int T) {
     const int C = c->C, H = c->H, D = c->D, F = c->F;
     float *qkv[3], *h = plain_norm(x, weight(st, "%s.layer_norm1.weight", p), weight(st, "%s.layer_norm1.bias", p), T, C, c->eps);
     for (int i = 0; i < 3; i++)
@@ -148,7 +148,7 @@ static void plain_clip_layer(float *x, const struct safetensors *st, const char 
 }
 
 /* Image rows (n, C) of one picture through the selected tower layers and the projector. */
-static float *plain_picture(const struct safetensors *st, const struct checkpoint_config *c, const float *pixels) {
+static float *plain_picture(const struct tensors *st, const struct checkpoint_config *c, const float *pixels) {
     const char *tower = "model.vision_tower.vision_tower.vision_model";
     const int P = c->clip.P, S = c->clip.S, side = S / P, n = side * side, C = c->clip.C, I = 3 * P * P;
     float *cut = malloc((size_t)(n * I) * sizeof *cut), *x = malloc((size_t)((n + 1) * C) * sizeof *x);
@@ -219,7 +219,7 @@ static void compare(const char *name, const char *data, const char *dir) {
     struct samples s;
     struct batch b;
     struct checkpoint_config c;
-    struct safetensors *st = NULL, *sim = NULL;
+    struct tensors *st = NULL, *sim = NULL;
     char model[256], out[256];
     struct kept embed = {.point = PROBE_EMBED}, post = {.point = PROBE_RESID_POST}, logits = {.point = PROBE_LOGITS};
     const struct probe probes[] = {
@@ -229,8 +229,8 @@ static void compare(const char *name, const char *data, const char *dir) {
     cut(name, model);
     shell("%s harvest --quiet --model %s --data %s --points 'hook_embed,blocks.*.hook_resid_post,logits' --out %s", sim_program, model,
           data, out);
-    MUST(safetensors_open(&sim, out, err));
-    MUST(safetensors_open(&st, model, err));
+    MUST(tensors_open(&sim, out, err));
+    MUST(tensors_open(&st, model, err));
     MUST(config_open(&c, model, err));
     if (c.layout == LAYOUT_LLAVA) {
         MUST(config_tower_open(&c.clip, WORLD "/clip", err));
@@ -278,8 +278,8 @@ static void compare(const char *name, const char *data, const char *dir) {
     batch_free(&b);
     samples_free(&s);
     model_close(&m);
-    safetensors_close(st);
-    safetensors_close(sim);
+    tensors_close(st);
+    tensors_close(sim);
 }
 
 static void sim_agrees_with_cpu(void **state) {

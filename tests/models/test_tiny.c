@@ -18,7 +18,7 @@ static void against_golden(const char *name, int n) {
     struct model m;
     struct batch b;
     char dir[128], what[64];
-    struct safetensors *st = open_golden(name);
+    struct tensors *st = open_golden(name);
     struct kept embed = {.point = PROBE_EMBED}, post = {.point = PROBE_RESID_POST}, logits = {.point = PROBE_LOGITS},
                 vision = {.point = PROBE_VISION_RESID};
     snprintf(dir, sizeof dir, GOLDEN "/%s", name);
@@ -59,7 +59,7 @@ static void against_golden(const char *name, int n) {
     kept_free(&vision);
     batch_free(&b);
     model_close(&m);
-    safetensors_close(st);
+    tensors_close(st);
 }
 
 static void llava_equals_transformers(void **state) {
@@ -91,14 +91,14 @@ static void copy_file(const char *from_dir, const char *to_dir, const char *name
 
 /* tiny_llava once more under other key prefixes, as one file, F32 or BF16. */
 static void rewrite(const char *dir, const struct rule *rules, bool f32) {
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     struct safetensors_writer *w = NULL;
     mkdir(dir, 0777);
     char *path = path_join(dir, "model.safetensors");
-    MUST(safetensors_open(&st, GOLDEN "/tiny_llava", err));
+    MUST(tensors_open(&st, GOLDEN "/tiny_llava", err));
     MUST(safetensors_writer_open(&w, path, err));
-    for (int i = 0; i < safetensors_count(st); i++) {
-        const struct tensor *t = safetensors_at(st, i);
+    for (int i = 0; i < tensors_count(st); i++) {
+        const struct tensor *t = tensors_at(st, i);
         char name[256];
         snprintf(name, sizeof name, "%s", t->name);
         for (const struct rule *r = rules; r->from; r++)
@@ -115,7 +115,7 @@ static void rewrite(const char *dir, const struct rule *rules, bool f32) {
         }
     }
     MUST(safetensors_writer_commit(w, err));
-    safetensors_close(st);
+    tensors_close(st);
     free(path);
     copy_file(GOLDEN "/tiny_llava", dir, "tokenizer.json");
     copy_file(GOLDEN "/tiny_llava", dir, "tokenizer_config.json");
@@ -134,7 +134,7 @@ static void write_text(const char *dir, const char *name, const char *text) {
 static float *logits_of(const char *dir, int *count) {
     struct model m;
     struct batch b;
-    struct safetensors *st = open_golden("tiny_llava");
+    struct tensors *st = open_golden("tiny_llava");
     open_model(&m, dir);
     golden_batch(&b, &m, st, 0, 3);
     float *last = malloc(3 * (size_t)m.vocab * sizeof *last);
@@ -142,7 +142,7 @@ static float *logits_of(const char *dir, int *count) {
     *count = 3 * m.vocab;
     batch_free(&b);
     model_close(&m);
-    safetensors_close(st);
+    tensors_close(st);
     return last;
 }
 
@@ -198,7 +198,7 @@ static void every_layout_is_the_same_model(void **state) {
 /* ---- packing, stopping, editing, generating ---- */
 static void packing_changes_nothing(void **state) {
     struct model m;
-    struct safetensors *st = open_golden("tiny_llava");
+    struct tensors *st = open_golden("tiny_llava");
     struct batch all, one;
     (void)state;
     open_model(&m, GOLDEN "/tiny_llava");
@@ -216,7 +216,7 @@ static void packing_changes_nothing(void **state) {
     free(alone);
     batch_free(&all);
     model_close(&m);
-    safetensors_close(st);
+    tensors_close(st);
 }
 
 static int zero_probe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *b,
@@ -246,7 +246,7 @@ static void probes_edit_and_stop(void **state) {
     struct model m;
     struct batch b;
     struct error why;
-    struct safetensors *st = open_golden("tiny_llama");
+    struct tensors *st = open_golden("tiny_llama");
     struct kept embed = {.point = PROBE_EMBED}, post = {.point = PROBE_RESID_POST}, mid = {.point = PROBE_RESID_MID};
     (void)state;
     open_model(&m, GOLDEN "/tiny_llama");
@@ -270,7 +270,7 @@ static void probes_edit_and_stop(void **state) {
     kept_free(&mid);
     batch_free(&b);
     model_close(&m);
-    safetensors_close(st);
+    tensors_close(st);
 }
 
 /* Generation with the cache equals running the whole sequence again for every token. */
@@ -280,7 +280,7 @@ static void cache_changes_nothing(void **state) {
     struct batch b, one;
     int *ids, *lengths, checked = 0;
     bool *stopped;
-    struct safetensors *st = open_golden("tiny_llava");
+    struct tensors *st = open_golden("tiny_llava");
     (void)state;
     open_model(&m, GOLDEN "/tiny_llava");
     m.n_eos = 0;
@@ -326,7 +326,7 @@ static void cache_changes_nothing(void **state) {
     free(logits);
     batch_free(&b);
     model_close(&m);
-    safetensors_close(st);
+    tensors_close(st);
 }
 
 int main(void) {

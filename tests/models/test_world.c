@@ -23,7 +23,7 @@ static uint64_t hash(const void *data, size_t bytes) {
 struct world {
     struct model m;
     struct samples s;
-    struct safetensors *st;
+    struct tensors *st;
 };
 
 static void open_world(struct world *w) {
@@ -35,7 +35,7 @@ static void open_world(struct world *w) {
 static void close_world(struct world *w) {
     model_close(&w->m);
     samples_free(&w->s);
-    safetensors_close(w->st);
+    tensors_close(w->st);
 }
 
 static size_t line_of(const struct world *w, int i) {

@@ -4,15 +4,15 @@
 #include <unistd.h>
 
 float *golden(const char *file, const char *name, size_t *count) {
-    struct safetensors *st = NULL;
+    struct tensors *st = NULL;
     struct error err = {{0}};
-    if (safetensors_open(&st, file, &err)) fail_msg("%s", err.text);
-    const struct tensor *t = safetensors_find(st, name);
+    if (tensors_open(&st, file, &err)) fail_msg("%s", err.text);
+    const struct tensor *t = tensors_find(st, name);
     if (!t) fail_msg("%s: no %s", file, name);
     float *x = memory_take(t->count, sizeof *x);
     tensor_to_f32(t, 0, t->count, x);
     if (count) *count = t->count;
-    safetensors_close(st);
+    tensors_close(st);
     return x;
 }
 

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "host/file.h" /* before cmocka, which has a macro fail() */
-#include "host/safetensors.h"
+#include "host/tensors.h"
 #include "sae/sae.h"
 
 #include <cmocka.h>

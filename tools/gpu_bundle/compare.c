@@ -10,13 +10,13 @@ enum { POINTS = 256 };
 
 int main(int argc, char **argv) {
     const char *points[POINTS];
-    struct safetensors *a = NULL, *b = NULL;
+    struct tensors *a = NULL, *b = NULL;
     struct error err;
     int n = 0, over = 0;
     if (argc != 4) return fprintf(stderr, "usage: compare CPU.safetensors CUDA.safetensors FLOORS.json\n"), 2;
-    if (safetensors_open(&a, argv[1], &err) || safetensors_open(&b, argv[2], &err)) return fprintf(stderr, "compare: %s\n", err.text), 2;
-    for (int i = 0; i < safetensors_count(a) && n < POINTS; i++) {
-        const struct tensor *x = safetensors_at(a, i);
+    if (tensors_open(&a, argv[1], &err) || tensors_open(&b, argv[2], &err)) return fprintf(stderr, "compare: %s\n", err.text), 2;
+    for (int i = 0; i < tensors_count(a) && n < POINTS; i++) {
+        const struct tensor *x = tensors_at(a, i);
         const char *name = strchr(x->name, '/');
         int p = 0;
         if (!name || x->dtype != DTYPE_F32) continue;
@@ -30,7 +30,7 @@ int main(int argc, char **argv) {
         bool wrong = rms < 0 || (floor > 0 && !(rms <= 1.25 * floor));
         if (wrong) over++, printf("error: %s: %.6f, limit 1.25 x %.6f\n", points[p], rms, floor);
     }
-    safetensors_close(a);
-    safetensors_close(b);
+    tensors_close(a);
+    tensors_close(b);
     return n == 0 || over > 0;
 }

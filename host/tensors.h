@@ -1,8 +1,8 @@
-/* safetensors.h - reads and writes safetensors, single files and sharded Hugging Face folders, by mmap.
+/* tensors.h - the tensors of a file or folder, by mmap (safetensors, single and sharded), and the writer of safetensors.
  * Layout: u64 LE n | n bytes of JSON | data; entries name -> {dtype, shape, data_offsets}. (formats.md 0.3)
  * Checked at open, before a byte is used: header size, duplicate keys, tiling of the buffer, shape x bits == bytes. */
-#ifndef HOST_SAFETENSORS_H
-#define HOST_SAFETENSORS_H
+#ifndef HOST_TENSORS_H
+#define HOST_TENSORS_H
 #include "host/error.h"
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,22 +22,21 @@ struct tensor { /* borrows from the file's mapping; data may be unaligned */
     const char *file;       /* which shard, for messages */
     const char *dtype_text; /* as the file spells it: "BF16", "F8_E4M3", ... */
 };
-struct safetensors; /* owns mappings and names */
+struct tensors; /* owns mappings and names */
 
 /* path: a .safetensors file, an index .json, or a folder (model.safetensors or its index; one single *.safetensors). */
-int safetensors_open(struct safetensors **st, const char *path, struct error *err);
-void safetensors_close(struct safetensors *st); /* NULL is fine */
-int safetensors_count(const struct safetensors *st);
-const struct tensor *safetensors_at(const struct safetensors *st, int i);
-const struct tensor *safetensors_find(const struct safetensors *st, const char *name); /* NULL when absent */
-const char *safetensors_metadata(const struct safetensors *st, const char *key);       /* NULL when absent */
-int safetensors_files(const struct safetensors *st);                                   /* how many files are mapped */
-const char *safetensors_file(const struct safetensors *st, int i, size_t *bytes);      /* path and size of the i-th; bytes may be NULL */
+int tensors_open(struct tensors **st, const char *path, struct error *err);
+void tensors_close(struct tensors *st); /* NULL is fine */
+int tensors_count(const struct tensors *st);
+const struct tensor *tensors_at(const struct tensors *st, int i);
+const struct tensor *tensors_find(const struct tensors *st, const char *name); /* NULL when absent */
+const char *tensors_metadata(const struct tensors *st, const char *key);       /* NULL when absent */
+int tensors_files(const struct tensors *st);                                   /* how many files are mapped */
+const char *tensors_file(const struct tensors *st, int i, size_t *bytes);      /* path and size of the i-th; bytes may be NULL */
 /* Finds and checks: dtype one that tensor_to_f32 knows, rank given by n_dims, dims of -1 match anything. Error names file, tensor,
  * expected, found. */
-const struct tensor *safetensors_require(const struct safetensors *st, const char *name, int n_dims, const int64_t *dims,
-                                         struct error *err);
-/* dst[i] = (float) element first+i, any dtype but DTYPE_OTHER (CHECKed; safetensors_require refuses those). */
+const struct tensor *tensors_require(const struct tensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err);
+/* dst[i] = (float) element first+i, any dtype but DTYPE_OTHER (CHECKed; tensors_require refuses those). */
 void tensor_to_f32(const struct tensor *t, size_t first, size_t count, float *dst);
 /* All elements as I32; a float dtype, DTYPE_OTHER or a value that does not fit is an error. */
 int tensor_to_i32(const struct tensor *t, int32_t *dst, struct error *err);
