@@ -18,6 +18,15 @@ void batch_free(struct batch *b) {
     memset(b, 0, sizeof *b);
 }
 
+void batch_after_image(const struct batch *b, uint8_t *after) {
+    for (int i = 0; i < b->n_samples; i++) {
+        int last = b->cu_seqlens[i] - 1;
+        for (int t = b->cu_seqlens[i]; t < b->cu_seqlens[i + 1]; t++)
+            if (b->ids[t] == IMAGE_TOKEN) last = t;
+        for (int t = b->cu_seqlens[i]; t < b->cu_seqlens[i + 1]; t++) after[t] = t > last;
+    }
+}
+
 static int read_picture(const struct model *m, const char *path, float *pixels, struct error *err) {
     struct image image = {0};
     int status = image_open(&image, path, err);

@@ -14,5 +14,8 @@ struct batch { /* host arrays, owned */
     int *picture;    /* (n_samples), which of the batch's pictures is the sample's, -1: none */
     float *pixels;   /* (n_images, 3, S, S) pixel values, NULL when none */
 };
+/* after [out] (n_tokens): 1 for rows behind the last image row of their sample; every row of a sample without a picture. New
+ * tokens of a generation are such rows. */
+void batch_after_image(const struct batch *b, uint8_t *after);
 void batch_free(struct batch *b); /* NULL-safe; also of a batch that is all zero */
 #endif
