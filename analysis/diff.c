@@ -110,7 +110,7 @@ static int stream_all(struct diff *d, struct model *m, bool base, struct error *
 static int open_model(struct diff *d, struct model *m, const char *dir, struct error *err) {
     int deepest = -1;
     for (int i = 0; i < d->c->n_layers; i++) deepest = d->c->layers[i] > deepest ? d->c->layers[i] : deepest;
-    return model_open(m, d->dev, dir, &(struct model_options){.layers = deepest + 1}, err);
+    return model_open(m, d->dev, dir, &(struct model_options){.layers = deepest + 1, .base = d->c->base}, err);
 }
 
 /* Base LLM: opens the jobs (the model says how many layers there are), then E_t. */

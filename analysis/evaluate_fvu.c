@@ -374,7 +374,7 @@ static int stream(struct evaluation *e, struct model *model, const struct sample
 
 static int evaluate_group(struct evaluation *e, const int *layers, int n, const struct samples *samples, size_t first, size_t count,
                           struct progress *progress, long before, sqlite3 *db, struct error *err) {
-    const struct model_options options = {.layers = layers[n - 1] + 1};
+    const struct model_options options = {.layers = layers[n - 1] + 1, .base = e->c->base};
     struct model model = {0};
     int status = -1;
     e->layers = memory_take((size_t)n, sizeof *e->layers);

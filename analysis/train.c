@@ -89,7 +89,7 @@ static int open_group(struct job *j, struct error *err) {
     int first = j->state.group * p->layers_at_once;
     j->group_layers = p->n_layers - first < p->layers_at_once ? p->n_layers - first : p->layers_at_once;
     const int *layers = p->layers + first;
-    const struct model_options options = {.layers = layers[j->group_layers - 1] + 1};
+    const struct model_options options = {.layers = layers[j->group_layers - 1] + 1, .base = c->base};
     if (model_open(&j->model, j->dev, c->model, &options, err)) return -1;
     if (ring_open(&j->ring, j->dev, j->group_layers, layers, p->d, (int)c->ring_rows, c->regimes, err) ||
         sae_workspace_open(&j->work, j->dev, p->d, p->largest, p->k, c->batch, err))

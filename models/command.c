@@ -4,7 +4,9 @@
 
 int command_open(struct model *m, const struct command *self, struct error *err) {
     char why[256];
-    const struct model_options o = {.vision_tower = option(self, "--vision-tower")->text, .template = option(self, "--template")->text};
+    const struct model_options o = {.vision_tower = option(self, "--vision-tower")->text,
+                                    .base = option(self, "--base")->text,
+                                    .template = option(self, "--template")->text};
     struct device *dev = device_open(0, self->threads, why, sizeof why);
     memset(m, 0, sizeof *m);
     if (!dev) return fail(err, "%s", why);

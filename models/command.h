@@ -4,7 +4,7 @@
 #include "host/options.h"
 #include "models/model.h"
 
-/* The options of every such command: --model, --vision-tower, --template, --batch. */
+/* The options of every such command: --model, --vision-tower, --base, --template, --batch. */
 #define MODEL_OPTIONS                                                                                                                      \
     {.name = "--model",                                                                                                                    \
      .value = "DIR",                                                                                                                       \
@@ -15,6 +15,10 @@
          .value = "DIR",                                                                                                                   \
          .type = OPTION_TEXT,                                                                                                              \
          .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},                                     \
+        {.name = "--base",                                                                                                                 \
+         .value = "DIR",                                                                                                                   \
+         .type = OPTION_TEXT,                                                                                                              \
+         .help = "folder of the language model, where the checkpoint holds a projector alone (LLaVA's first stage)"},                      \
         {.name = "--template",                                                                                                             \
          .value = "NAME",                                                                                                                  \
          .type = OPTION_TEXT,                                                                                                              \

@@ -3,9 +3,11 @@
  * files (docs/formats.md). */
 #include "host/file.h"
 #include "host/tokenizer.h"
+#include "models/checkpoint.h"
 #include "models/command.h"
 #include "models/info.h"
 #include "models/state.h"
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,66 +58,100 @@ static void dims_tower(struct info *info, const struct clip_config *c) {
 }
 
 /* Walks every tensor that the config promises; faults go to info->problems. */
-static void check_weights(struct info *info, const struct checkpoint_config *c, const struct tensors *st) {
-    struct weights w = {.st = st, .path = info->path, .report = info_problem, .context = info};
-    struct weight_names names;
+static void check_weights(struct info *info, const struct checkpoint *c) {
+    const struct checkpoint_config *g = &c->config;
+    struct weights w = {.report = info_problem, .context = info};
     struct error err;
-    weight_names_find(&names, st);
-    if (c->has_llm) {
+    if (c->llm) {
         struct llama llm;
-        llama_open(&llm, &c->llm, 0, &w, &names, &err);
+        w.st = c->llm->st;
+        llama_open(&llm, &g->llm, 0, &w, &c->llm->names, &err);
         llama_close(&llm, NULL);
     }
-    if (c->has_tower && (c->layout != LAYOUT_LLAVA || names.tower)) {
+    if (c->tower) {
         struct clip tower;
-        clip_open(&tower, &c->clip, &w, names.tower ? names.tower : "vision_model.", &err);
+        w.st = c->tower->st;
+        clip_open(&tower, &g->clip, &w, c->tower->names.tower ? c->tower->names.tower : "vision_model.", &err);
         clip_close(&tower, NULL);
     }
-    if (c->has_tower && c->has_llm) {
+    if (c->projector && g->has_tower) {
         struct llava bridge;
-        llava_open(&bridge, &c->llava, &c->clip, c->llm.C, &w, &names, &err);
+        w.st = c->projector->st;
+        llava_open(&bridge, &g->llava, &g->clip, g->llm.C, &w, &c->projector->names, &err);
         llava_close(&bridge, NULL);
     }
 }
 
-/* The original layout's tower stands in another folder; its dims are needed to check projector and rows. */
-static void look_for_tower(struct info *info, struct checkpoint_config *c, const char *option, bool in_file) {
-    struct error err;
-    char *folder = tower_folder(info->path, option, c->llava.vision_tower);
-    if (folder ? !config_tower_open(&c->clip, folder, &err) : config_tower_known(&c->clip, c->llava.vision_tower))
-        c->has_tower = !config_select(c, info->path, &err);
-    else if (!folder)
-        fail(&err, "%s: the vision tower \"%s\" is not on this disk; name its folder with --vision-tower DIR", info->path,
-             c->llava.vision_tower);
-    if (!c->has_tower)
-        info_problem(info, err.text);
-    else if (!folder && !in_file) {
-        fail(&err,
-             "%s: the weights of the vision tower \"%s\" are neither in the folder's files nor on this disk; --vision-tower DIR names them",
-             info->path, c->llava.vision_tower);
-        info_problem(info, err.text);
-    }
-    free(folder);
+/* ---- what stagediff will do with it ---- */
+static void note(struct info *info, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void note(struct info *info, const char *format, ...) {
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    json_array_append_new(info->notes, json_string(text));
 }
 
-static void describe_checkpoint(struct info *info, struct checkpoint_config *c, const struct tensors *st, const char *vision_tower) {
-    struct weight_names names = {0};
+static void note_tower(struct info *info, const struct checkpoint *c) {
+    const struct checkpoint_config *g = &c->config;
+    const struct llava_config *v = &g->llava;
+    const char *settings = g->layout == LAYOUT_LLAVA ? c->vision.path : c->dir;
+    struct preprocess p;
     struct error err;
-    if (st) weight_names_find(&names, st);
-    if (c->layout == LAYOUT_LLAVA) look_for_tower(info, c, vision_tower, names.tower != NULL);
-    if (c->has_llm) dims_llm(info, &c->llm);
-    if (c->has_tower) dims_tower(info, &c->clip);
-    if (c->has_tower && c->has_llm) {
-        const int side = c->clip.S / c->clip.P;
-        info_dim(info, "image_rows", side * side + (c->llava.class_row ? 1 : 0));
-        info_dim(info, "selected_vision_layer", c->llava.selected - 1);
+    if (c->tower && c->tower != &c->own) note(info, "the vision tower's weights are read from %s", c->tower->path);
+    if (preprocess_open(&p, settings, &err))
+        info_problem(info, err.text);
+    else
+        note(info, "pictures: %s, %d x %d pixels",
+             g->layout == LAYOUT_LLAVA && v->pad_square ? "put on a square of the mean colour and scaled"
+                                                        : "short side scaled, centre cropped",
+             g->clip.S, g->clip.S);
+    if (!g->has_llm) return;
+    note(info, "a picture becomes %d rows: %d of %d tower layers run, patch rows%s go through %d linear layer%s",
+         g->clip.S / g->clip.P * (g->clip.S / g->clip.P) + (v->class_row ? 1 : 0), v->selected, g->clip.L,
+         v->class_row ? " and the class row" : "", v->projector_linears, v->projector_linears == 1 ? "" : "s with GELU between");
+}
+
+static void note_text(struct info *info, const struct checkpoint *c) {
+    static const char *const names[] = {"", "llama_3_1", "vicuna_v1", "plain", "llama3"};
+    struct tokenizer *tokenizer = NULL;
+    enum prompt_template t;
+    struct error err;
+    if (c->llm == &c->base) note(info, "the language model and the tokenizer are read from %s", c->base.path);
+    if (tokenizer_open(&tokenizer, checkpoint_tokenizer(c), &err))
+        info_problem(info, err.text);
+    else if (prompt_template_of(&t, tokenizer, c->config.layout == LAYOUT_LLAVA, &err))
+        note(info, "questions: %s", err.text);
+    else
+        note(info, "questions are asked in the template %s", names[t]);
+    tokenizer_close(tokenizer);
+}
+
+static void note_memory(struct info *info, const struct checkpoint *c) {
+    const struct weight_source *const parts[] = {c->llm, c->projector, c->tower};
+    size_t bytes = 0;
+    for (size_t i = 0; i < 3; i++) {
+        bool counted = !parts[i];
+        for (size_t k = 0; k < i; k++) counted = counted || parts[k] == parts[i];
+        for (int t = 0; !counted && t < tensors_count(parts[i]->st); t++) bytes += tensors_at(parts[i]->st, t)->count;
     }
-    if (st) check_weights(info, c, st);
-    if (c->has_llm) {
-        struct tokenizer *tokenizer = NULL;
-        if (tokenizer_open(&tokenizer, info->path, &err)) info_problem(info, err.text);
-        tokenizer_close(tokenizer);
+    if (bytes) note(info, "weights in memory: %.1f MB as %s", (double)bytes * sizeof(act_t) / 1e6, sizeof(act_t) == 2 ? "bf16" : "f32");
+}
+
+static void describe_checkpoint(struct info *info, const struct checkpoint *c) {
+    const struct checkpoint_config *g = &c->config;
+    if (g->has_llm) dims_llm(info, &g->llm);
+    if (g->has_tower) dims_tower(info, &g->clip);
+    if (g->has_tower && g->has_llm) {
+        const int side = g->clip.S / g->clip.P;
+        info_dim(info, "image_rows", side * side + (g->llava.class_row ? 1 : 0));
+        info_dim(info, "selected_vision_layer", g->llava.selected - 1);
     }
+    check_weights(info, c);
+    if (g->has_llm) note_text(info, c);
+    if (g->has_tower) note_tower(info, c);
+    note_memory(info, c);
 }
 
 /* A checkpoint whose config.json cannot be read is told by its tensors. */
@@ -128,34 +164,31 @@ static bool kind_of_tensors(struct info *info, const struct tensors *st) {
     return true;
 }
 
-static int inspect(struct info *info, const char *vision_tower, struct error *err) {
-    struct checkpoint_config config = {0};
-    struct tensors *st = NULL;
-    struct error why_config, why_weights;
-    if (info_dictionary(info)) return 0;
-    if (!dir_exists(info->path))
-        return fail(
-            err, "%s: no such folder, nor a dictionary's file; give a Hugging Face folder of LLaMA, LLaVA or CLIP, or a sparse dictionary",
-            info->path);
-    const bool config_ok = !config_open(&config, info->path, &why_config);
-    const bool weights_ok = !tensors_open(&st, info->path, &why_weights);
+static int inspect(struct info *info, const struct checkpoint_options *o, struct error *err) {
     static const char *const kinds[] = {"llm", "clip", "llava", "llava"};
-    if (config.known) {
-        info->kind = kinds[config.layout];
-        info->format = layout_name(config.layout);
-    } else if (!weights_ok || !kind_of_tensors(info, st)) {
-        tensors_close(st);
-        *err = why_config;
-        return -1;
+    struct checkpoint c;
+    struct tensors *st = NULL;
+    struct error unused;
+    if (info_dictionary(info)) return 0;
+    int status = checkpoint_open(&c, info->path, o, err);
+    if (c.config.known) {
+        info->kind = kinds[c.config.layout];
+        info->format = layout_name(c.config.layout);
+        if (status) info_problem(info, err->text);
+        if (!status) describe_checkpoint(info, &c);
+        status = 0;
     }
-    if (!config_ok) info_problem(info, why_config.text);
-    if (!weights_ok)
-        info_problem(info, why_weights.text);
-    else
-        info_count(info, st);
-    if (config_ok) describe_checkpoint(info, &config, weights_ok ? st : NULL, vision_tower);
+    if (!c.own.st && !c.bridge.st) tensors_open(&st, info->path, &unused);
+    if (!c.config.known && st && kind_of_tensors(info, st)) {
+        info_problem(info, err->text);
+        status = 0;
+    }
+    if (c.own.st) info_count(info, c.own.st);
+    if (c.bridge.st) info_count(info, c.bridge.st);
+    if (st) info_count(info, st);
     tensors_close(st);
-    return 0;
+    checkpoint_close(&c);
+    return status;
 }
 
 static void print_text(const struct info *info) {
@@ -182,6 +215,9 @@ static void print_text(const struct info *info) {
         else
             printf("  %-22s %" JSON_INTEGER_FORMAT "\n", key, json_integer_value(value));
     }
+    json_array_foreach(info->notes, i, value) {
+        printf("  %s\n", json_string_value(value));
+    }
     if (json_array_size(info->problems))
         printf("  %zu problem%s:\n", json_array_size(info->problems), json_array_size(info->problems) == 1 ? "" : "s");
     json_array_foreach(info->problems, i, value) {
@@ -194,12 +230,17 @@ static int run(const struct command *self, struct error *err) {
                         .dims = json_object(),
                         .dtypes = json_object(),
                         .files = json_array(),
-                        .problems = json_array()};
-    int status = inspect(&info, option(self, "--vision-tower")->text, err);
+                        .problems = json_array(),
+                        .notes = json_array()};
+    const struct checkpoint_options files = {.vision_tower = option(self, "--vision-tower")->text,
+                                             .base = option(self, "--base")->text,
+                                             .report = info_problem,
+                                             .context = &info};
+    int status = inspect(&info, &files, err);
     if (!status && option(self, "--json")->given) {
-        json_t *root = json_pack("{s:s, s:s, s:O, s:I, s:O, s:I, s:O, s:O}", "kind", info.kind, "format", info.format, "dims", info.dims,
-                                 "parameters", (json_int_t)info.parameters, "dtypes", info.dtypes, "bytes", (json_int_t)info.bytes, "files",
-                                 info.files, "problems", info.problems);
+        json_t *root = json_pack("{s:s, s:s, s:O, s:I, s:O, s:I, s:O, s:O, s:O}", "kind", info.kind, "format", info.format, "dims",
+                                 info.dims, "parameters", (json_int_t)info.parameters, "dtypes", info.dtypes, "bytes",
+                                 (json_int_t)info.bytes, "files", info.files, "problems", info.problems, "notes", info.notes);
         char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(9));
         puts(text);
         free(text);
@@ -211,6 +252,7 @@ static int run(const struct command *self, struct error *err) {
     json_decref(info.dtypes);
     json_decref(info.files);
     json_decref(info.problems);
+    json_decref(info.notes);
     return status;
 }
 
@@ -220,7 +262,13 @@ static struct option options[] = {
      .value = "DIR",
      .type = OPTION_TEXT,
      .help = "folder of the CLIP tower, where the checkpoint names one that is not on this disk"},
-    {.name = "--json", .type = OPTION_FLAG, .help = "kind, format, dims, parameters, dtypes, bytes, files, problems as one JSON object"},
+    {.name = "--base",
+     .value = "DIR",
+     .type = OPTION_TEXT,
+     .help = "folder of the language model, where the checkpoint holds a projector alone"},
+    {.name = "--json",
+     .type = OPTION_FLAG,
+     .help = "kind, format, dims, parameters, dtypes, bytes, files, problems, notes as one JSON object"},
     {.name = NULL},
 };
 struct command command_info = {

@@ -94,6 +94,16 @@ static const char *get_text(struct reader *r, const char *name, const char *fall
     return json_string_value(v);
 }
 
+/* A folder or a Hub name under `name` or its older spelling, "" when absent. */
+static void get_name(struct reader *r, const char *name, const char *older, char *out, size_t room) {
+    const char *text = get_text(r, name, get_text(r, older, ""));
+    if (strlen(text) < room)
+        memcpy(out, text, strlen(text) + 1);
+    else if (!r->failed)
+        r->failed =
+            fail(r->err, "%s: %s%s: expected a folder or a Hub name, found %zu bytes", r->file, r->section, name, strlen(text)) != 0;
+}
+
 /* Refuses a setting this code does not compute. */
 static void only(struct reader *r, bool ok, const char *name, const char *found, const char *supported) {
     if (ok || r->failed) return;
@@ -153,6 +163,11 @@ static void read_llama(struct reader *r, struct llama_config *c) {
     only(r, !strcmp(act, "silu"), "hidden_act", act, "silu");
     only(r, !get_bool(r, "attention_bias", false), "attention_bias", "true", "false");
     only(r, !get_bool(r, "mlp_bias", false), "mlp_bias", "true", "false");
+    only(r, !get_bool(r, "use_sliding_window", key(r, "sliding_window") != NULL), "sliding_window", "in use", "full attention");
+    for (size_t i = 0; i < json_array_size(key(r, "layer_types")); i++) {
+        const char *type = json_string_value(json_array_get(key(r, "layer_types"), i));
+        only(r, type && !strcmp(type, "full_attention"), "layer_types", type ? type : "as written", "full_attention");
+    }
     read_rope(r, c);
     if (r->failed) return;
     char found[160];
@@ -204,15 +219,13 @@ static void read_llava(struct reader *r, struct llava_config *v) {
     only(r, !strcmp(merge, "flat"), "mm_patch_merge_type", merge, "flat");
     const char *aspect = get_text(r, "image_aspect_ratio", "square");
     v->pad_square = !strcmp(aspect, "pad");
-    only(r, !strstr(aspect, "anyres"), "image_aspect_ratio", aspect, "pad, square");
+    only(r, v->pad_square || !strcmp(aspect, "square"), "image_aspect_ratio", aspect, "pad, square");
     only(r, !get_bool(r, "s2", false), "s2", "true", "false (one scale)");
     only(r, !get_bool(r, "siglip", false), "siglip", "true", "false (a CLIP tower)");
     only(r, !get_bool(r, "mm_use_im_start_end", false), "mm_use_im_start_end", "true", "false");
-    const char *tower = get_text(r, "mm_vision_tower", get_text(r, "vision_tower", ""));
-    if (strlen(tower) >= sizeof v->vision_tower)
-        only(r, false, "mm_vision_tower", "longer than 511 bytes", "a folder or a Hub name");
-    else
-        memcpy(v->vision_tower, tower, strlen(tower) + 1);
+    get_name(r, "mm_vision_tower", "vision_tower", v->vision_tower, sizeof v->vision_tower);
+    get_name(r, "_name_or_path", "_name_or_path", v->base, sizeof v->base);
+    only(r, !strstr(v->vision_tower, "siglip") && !strstr(v->vision_tower, "dinov2"), "mm_vision_tower", v->vision_tower, "a CLIP tower");
 }
 
 static void read_llava_hf(struct reader *r, struct checkpoint_config *c) {
@@ -313,6 +326,7 @@ int config_open(struct checkpoint_config *c, const char *dir, struct error *err)
     if (c->layout == LAYOUT_LLAVA_HF) read_llava_hf(&r, c);
     if (c->layout == LAYOUT_CLIP) read_tower_root(&r, &c->clip);
     snprintf(c->dtype, sizeof c->dtype, "%s", get_text(&r, "torch_dtype", get_text(&r, "dtype", "")));
+    only(&r, !key(&r, "quantization_config"), "quantization_config", "(quantised weights)", "weights in F32, F16 or BF16");
     read_eos(&r, c);
     const json_t *text = key(&r, "text_config");
     if (!c->n_eos && text) {

@@ -36,6 +36,7 @@ struct llava_config {
     int image_token;        /* llava-hf: image_token_index, else -1 */
     bool pad_square;        /* image_aspect_ratio "pad" */
     char vision_tower[512]; /* original layout: mm_vision_tower */
+    char base[512];         /* original layout: _name_or_path, the language model of a folder with a projector alone */
     int select_layer;       /* as written, -2: resolved by config_select once the tower's dims are known */
 };
 struct checkpoint_config {

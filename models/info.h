@@ -6,6 +6,7 @@
 struct info {
     const char *path, *kind, *format;
     json_t *dims, *dtypes, *files, *problems;
+    json_t *notes;            /* what stagediff will do with it, a sentence each */
     size_t parameters, bytes; /* bytes: of the weight files */
 };
 void info_problem(void *info, const char *sentence);

@@ -2,7 +2,7 @@
 #include "models/model.h"
 #include "host/file.h"
 #include "kernels/check.h"
-#include "models/config.h"
+#include "models/checkpoint.h"
 #include "models/state.h"
 #include <stdlib.h>
 #include <string.h>
@@ -21,90 +21,53 @@ int template_parse(const char *name, enum prompt_template *t, struct error *err)
     return fail(err, "--template %s: unknown; templates: llama_3_1, vicuna_v1, plain, llama3", name);
 }
 
-char *tower_folder(const char *dir, const char *option, const char *written) {
-    char *inside = *written ? path_join(dir, written) : NULL;
-    char *found = NULL;
-    if (option)
-        found = path_join(NULL, option);
-    else if (inside && dir_exists(inside))
-        found = path_join(NULL, inside);
-    else if (*written && dir_exists(written))
-        found = path_join(NULL, written);
-    free(inside);
-    return found;
-}
-
-struct parts { /* of an opening; files closed at its end */
-    struct checkpoint_config config;
-    struct tensors *st, *tower_st;
-    struct weight_names names, tower_names;
-    char *tower_dir; /* NULL: none */
-};
-
-/* Dims and picture settings of the tower, before any weight is read. */
-static int find_tower(struct model *m, struct parts *p, const struct model_options *o, struct error *err) {
-    struct checkpoint_config *c = &p->config;
-    const char *settings = m->dir;
-    if (c->layout == LAYOUT_LLAVA) {
-        const char *written = c->llava.vision_tower;
-        p->tower_dir = tower_folder(m->dir, o->vision_tower, written);
-        settings = p->tower_dir;
-        if (p->tower_dir) {
-            if (config_tower_open(&c->clip, p->tower_dir, err)) return -1;
-        } else if (!p->names.tower || !config_tower_known(&c->clip, written)) {
-            return fail(err,
-                        "%s/config.json: the vision tower \"%s\" is neither a folder beside the model nor a path%s; name its folder with "
-                        "--vision-tower DIR",
-                        m->dir, written,
-                        p->names.tower ? ", and its dimensions are not known by that name"
-                                       : ", and its weights are not in the model's file");
-        }
-        c->has_tower = true;
-        if (config_select(c, m->dir, err)) return -1;
-        if (!p->names.tower && tensors_open(&p->tower_st, p->tower_dir, err)) return -1;
-        if (p->tower_st) weight_names_find(&p->tower_names, p->tower_st);
-    }
+/* How pictures are preprocessed: the settings of the tower's folder, else of the model's, else CLIP's at the tower's size. */
+static int open_pictures(struct model *m, const struct checkpoint *c, struct error *err) {
+    const struct checkpoint_config *g = &c->config;
+    const char *settings = g->layout == LAYOUT_LLAVA ? c->vision.path : m->dir;
     if (preprocess_open(&m->preprocess, settings, err)) return -1;
-    if (!settings) m->preprocess.shortest_edge = m->preprocess.crop = c->clip.S;
-    if (c->layout == LAYOUT_LLAVA) {
-        m->preprocess.pad_square = c->llava.pad_square;
+    if (!settings) m->preprocess.shortest_edge = m->preprocess.crop = g->clip.S;
+    if (g->layout == LAYOUT_LLAVA) {
+        m->preprocess.pad_square = g->llava.pad_square;
         for (int i = 0; i < 3; i++) m->preprocess.pad_color[i] = (uint8_t)(255 * (double)m->preprocess.mean[i]);
     }
-    if (m->preprocess.crop != c->clip.S)
-        return fail(err, "%s: pictures are cropped to %d, but the vision tower takes %d", settings, m->preprocess.crop, c->clip.S);
+    if (m->preprocess.crop != g->clip.S)
+        return fail(err, "%s: pictures are cropped to %d, but the vision tower takes %d", settings, m->preprocess.crop, g->clip.S);
     return 0;
 }
 
-static int open_tower(struct model *m, struct parts *p, struct error *err) {
+static int open_tower(struct model *m, const struct checkpoint *c, struct error *err) {
     struct weights w;
-    const bool own = p->tower_st != NULL;
-    const char *prefix = own ? p->tower_names.tower : p->names.tower;
+    if (weights_begin(&w, c->tower, m->dev, err)) return -1;
     m->tower = memory_take(1, sizeof *m->tower);
-    if (weights_begin(&w, own ? p->tower_st : p->st, own ? p->tower_dir : m->dir, m->dev, err)) return -1;
-    int status = clip_open(m->tower, &p->config.clip, &w, prefix ? prefix : "vision_model.", err);
+    int status = clip_open(m->tower, &c->config.clip, &w, c->tower->names.tower ? c->tower->names.tower : "vision_model.", err);
     weights_end(&w);
     return status;
 }
 
-static int open_llm(struct model *m, struct parts *p, const struct model_options *o, struct error *err) {
+static int open_llm(struct model *m, const struct checkpoint *c, int layers, struct error *err) {
     struct weights w;
-    if (weights_begin(&w, p->st, m->dir, m->dev, err)) return -1;
-    int status = -1;
+    if (weights_begin(&w, c->llm, m->dev, err)) return -1;
     m->llm = memory_take(1, sizeof *m->llm);
-    m->bridge = p->config.has_tower ? memory_take(1, sizeof *m->bridge) : NULL;
-    if (llama_open(m->llm, &p->config.llm, o->layers, &w, &p->names, err)) goto cleanup;
-    if (m->bridge && llava_open(m->bridge, &p->config.llava, &p->config.clip, p->config.llm.C, &w, &p->names, err)) goto cleanup;
-    status = 0;
-cleanup:
+    int status = llama_open(m->llm, &c->config.llm, layers, &w, &c->llm->names, err);
     weights_end(&w);
     return status;
 }
 
-static int open_text(struct model *m, const struct parts *p, const struct model_options *o, struct error *err) {
+static int open_bridge(struct model *m, const struct checkpoint *c, struct error *err) {
+    struct weights w;
+    if (weights_begin(&w, c->projector, m->dev, err)) return -1;
+    m->bridge = memory_take(1, sizeof *m->bridge);
+    int status = llava_open(m->bridge, &c->config.llava, &c->config.clip, c->config.llm.C, &w, &c->projector->names, err);
+    weights_end(&w);
+    return status;
+}
+
+static int open_text(struct model *m, const struct checkpoint *c, const char *template, struct error *err) {
     struct error unknown; /* a folder without a known template still takes prompts; questions then say what to do */
-    if (tokenizer_open(&m->tokenizer, m->dir, err)) return -1;
-    if (o->template) return template_parse(o->template, &m->template, err);
-    if (prompt_template_of(&m->template, m->tokenizer, p->config.layout == LAYOUT_LLAVA, &unknown)) m->template = TEMPLATE_NONE;
+    if (tokenizer_open(&m->tokenizer, checkpoint_tokenizer(c), err)) return -1;
+    if (template) return template_parse(template, &m->template, err);
+    if (prompt_template_of(&m->template, m->tokenizer, c->config.layout == LAYOUT_LLAVA, &unknown)) m->template = TEMPLATE_NONE;
     return 0;
 }
 
@@ -131,22 +94,22 @@ static void publish(struct model *m, const struct checkpoint_config *c) {
 int model_open(struct model *m, struct device *dev, const char *dir, const struct model_options *options, struct error *err) {
     static const struct model_options none;
     const struct model_options *o = options ? options : &none;
-    struct parts p = {0};
+    const struct checkpoint_options files = {.base = o->base, .vision_tower = o->vision_tower};
+    struct checkpoint c;
     int status = -1;
     memset(m, 0, sizeof *m);
     m->dev = dev;
     m->dir = path_join(NULL, dir);
     m->state = memory_take(1, sizeof *m->state);
-    if (config_open(&p.config, dir, err) || tensors_open(&p.st, dir, err)) goto cleanup;
-    weight_names_find(&p.names, p.st);
-    if ((p.config.layout != LAYOUT_LLAMA && find_tower(m, &p, o, err)) || (p.config.has_llm && open_text(m, &p, o, err))) goto cleanup;
-    if ((p.config.has_tower && open_tower(m, &p, err)) || (p.config.has_llm && open_llm(m, &p, o, err))) goto cleanup;
-    publish(m, &p.config);
+    if (checkpoint_open(&c, dir, &files, err)) goto cleanup;
+    const bool tower = c.config.has_tower, llm = c.config.has_llm;
+    if ((tower && open_pictures(m, &c, err)) || (llm && open_text(m, &c, o->template, err))) goto cleanup;
+    if ((tower && open_tower(m, &c, err)) || (llm && open_llm(m, &c, o->layers, err)) || (llm && tower && open_bridge(m, &c, err)))
+        goto cleanup;
+    publish(m, &c.config);
     status = 0;
 cleanup:
-    tensors_close(p.st);
-    tensors_close(p.tower_st);
-    free(p.tower_dir);
+    checkpoint_close(&c);
     if (status) model_close(m);
     return status;
 }

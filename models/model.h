@@ -26,6 +26,7 @@ struct model {
 };
 struct model_options {
     const char *vision_tower; /* --vision-tower DIR or NULL */
+    const char *base;         /* --base DIR or NULL: the language model of a folder that holds a projector alone */
     const char *template;     /* --template NAME or NULL */
     int layers;               /* run only the first so many LLM layers; 0: all (weights beyond are not loaded) */
 };

@@ -17,8 +17,6 @@ int model_image_rows(struct model *m, const struct batch *b, const struct probes
 /* Uploads what llama_rows needs; host arrays as in struct batch. k_start NULL: the rows' own places. */
 int model_upload_rows(struct model *m, struct llama_rows *rows, const struct batch *b, const int *k_start, const int *k_length,
                       struct error *err);
-/* Where the tower's own folder is: --vision-tower, else mm_vision_tower relative to the model, else as a path; malloced, NULL: nowhere. */
-char *tower_folder(const char *dir, const char *option, const char *written);
 /* (S, V) real on the device, and (S) i32 behind it. */
 int model_logits(struct model *m, int S, real_t **logits, int **argmax, struct error *err);
 #endif

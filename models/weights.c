@@ -54,14 +54,14 @@ void weight_names_find(struct weight_names *names, const struct tensors *st) {
     if (!names->projector) names->projector = find_prefix(st, mm, every);
 }
 
-int weights_begin(struct weights *w, const struct tensors *st, const char *path, struct device *dev, struct error *err) {
-    *w = (struct weights){.st = st, .path = path, .dev = dev, .err = err};
+int weights_begin(struct weights *w, const struct weight_source *from, struct device *dev, struct error *err) {
+    *w = (struct weights){.st = from->st, .dev = dev, .err = err};
     if (!dev) return 0;
     w->host = malloc(WEIGHTS_CHUNK * sizeof *w->host);
     w->staging = device_alloc(dev, WEIGHTS_CHUNK * sizeof *w->staging);
     if (w->host && w->staging) return 0;
     weights_end(w);
-    return fail(err, "%s: out of memory for a weight staging buffer of %zu bytes", path, WEIGHTS_CHUNK * sizeof(float));
+    return fail(err, "%s: out of memory for a weight staging buffer of %zu bytes", from->path, WEIGHTS_CHUNK * sizeof(float));
 }
 
 void weights_end(struct weights *w) {

@@ -14,10 +14,14 @@ struct weight_names {
     bool projector_hf;     /* linear_1, linear_2; else 0, 2, ... (or weight alone) */
 };
 void weight_names_find(struct weight_names *names, const struct tensors *st);
+struct weight_source { /* one folder or file of tensors, and what its names say */
+    char *path;
+    struct tensors *st;
+    struct weight_names names;
+};
 
 struct weights { /* a walk over tensors; checked only (dst pointers unused) when dev is NULL or checking */
     const struct tensors *st;
-    const char *path; /* folder, for messages */
     struct device *dev;
     float *host;       /* staging, WEIGHTS_CHUNK elements */
     real_t *staging;   /* the same on the device, where act_t is not f32 */
@@ -27,7 +31,7 @@ struct weights { /* a walk over tensors; checked only (dst pointers unused) when
     void (*report)(void *context, const char *sentence); /* check only: every fault; NULL: none */
     void *context;
 };
-int weights_begin(struct weights *w, const struct tensors *st, const char *path, struct device *dev, struct error *err);
+int weights_begin(struct weights *w, const struct weight_source *from, struct device *dev, struct error *err);
 void weights_end(struct weights *w);
 /* dst [out] = tensor `prefix`+name (printf) of exactly this shape, row-major, converted to act_t (round to nearest even).
  * Rank and dims are checked before a byte is read. A fault is kept in w->err and counted; later calls go on checking. */

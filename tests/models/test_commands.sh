@@ -27,6 +27,11 @@ expect 0 'language model, llama layout|head_dim               24' 'info of an LL
 expect 0 '"kind":"llava","format":"llava-hf"|"n_kv_heads":1|"image_rows":9|"dtypes":{"BF16":87336}|"problems":[]' 'info as JSON' $program info $tiny/tiny_llava --json
 cp -r $tiny/tiny_llama "$dir/a" && rm "$dir/a/tokenizer.json" && sed -i 's/"intermediate_size": 40/"intermediate_size": 48/' "$dir/a/config.json"
 expect 0 '"kind":"llm"|mlp.gate_proj.weight: expected shape (48, 32), found (40, 32)|tokenizer.json' 'info of a broken folder' $program info "$dir/a" --json
+mkdir "$dir/lora" && echo '{}' >"$dir/lora/adapter_config.json"
+expect 2 'LoRA adapter|merge' 'a LoRA folder' $program generate --model "$dir/lora" --prompt a
+expect 2 'GGUF|tools/gguf_to_hf.py' 'a GGUF file' $program generate --model "$dir/x.gguf" --prompt a
+mkdir "$dir/meta" && echo '{}' >"$dir/meta/params.json"
+expect 2 'params.json|convert_llama_weights_to_hf' 'Meta layout' $program generate --model "$dir/meta" --prompt a
 rm "$dir/a/config.json"
 expect 0 '"kind":"llm"|config.json' 'kind by tensors alone' $program info "$dir/a" --json
 expect 2 'config.json' 'info of an empty folder' $program info "$dir"
@@ -61,6 +66,7 @@ if [ -d $world/vlm ]; then
     expect 2 'vision tower alone' 'a text point of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points logits
     cp -r $world/vlm "$dir/vlm" && sed -i 's|"../clip"|"someone/tower"|' "$dir/vlm/config.json"
     expect 2 '--vision-tower' 'a tower that is nowhere' $program generate --model "$dir/vlm" --prompt a
+    expect 0 'template llama_3_1|64 rows|4 of 5 tower layers|square of the mean colour' 'what info says of use' $program info $world/vlm
     expect 0 '' 'a tower named by hand' $program generate --model "$dir/vlm" --vision-tower $world/clip --prompt a --max-new-tokens 1
 fi
 echo "$passed passed, $failed failed"

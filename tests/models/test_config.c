@@ -57,6 +57,16 @@ static void faults_of_configs(void **state) {
          {"vision_config.model_type siglip_vision_model"}},
         {"{\"model_type\": \"llava\", \"vision_feature_layer\": -40}", {"-40", "24 layers"}},
         {"{\"model_type\": \"llava\", \"vision_feature_layer\": [-2, -5]}", {"several layers"}},
+        {"{\"model_type\": \"llama\", \"mlp_bias\": true}", {"mlp_bias true"}},
+        {"{\"model_type\": \"llama\", \"sliding_window\": 4096}", {"sliding_window in use", "full attention"}},
+        {"{\"model_type\": \"llama\", \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", {"layer_types sliding_attention"}},
+        {"{\"model_type\": \"llama\", \"rope_parameters\": {\"rope_type\": \"longrope\"}}", {"rope_type longrope"}},
+        {"{\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}}", {"rope_type dynamic"}},
+        {"{\"model_type\": \"llama\", \"quantization_config\": {\"quant_method\": \"gptq\"}}", {"quantization_config", "F32, F16 or BF16"}},
+        {"{\"model_type\": \"gemma2\", \"architectures\": [\"Gemma2ForCausalLM\"]}", {"Gemma2ForCausalLM", "\"gemma2\""}},
+        {"{\"model_type\": \"llava_llama\", \"mm_vision_tower\": \"google/siglip-so400m-patch14-384\"}", {"siglip", "a CLIP tower"}},
+        {"{\"model_type\": \"llava_llama\", \"image_aspect_ratio\": \"anyres\"}", {"image_aspect_ratio anyres", "pad, square"}},
+        {"{\"model_type\": \"llava_llama\", \"mm_vision_select_layer\": [-2, -5]}", {"mm_vision_select_layer", "an integer", "[-2,-5]"}},
         {"[1]", {"JSON object"}},
         {"{\"model_type\": ", {"config.json:1", "not JSON"}},
     };
@@ -100,6 +110,9 @@ static void both_spellings_and_defaults(void **state) {
     assert_int_equal(b.clip.S, 336); /* an absent vision_config is ViT-L/14-336 */
     assert_int_equal(b.llava.selected, 23);
     assert_int_equal(b.llm.L, 32);
+    put("config.json",
+        "{\"model_type\": \"llama\", \"sliding_window\": 4096, \"use_sliding_window\": false, \"layer_types\": [\"full_attention\"]}");
+    MUST(config_open(&b, folder, err));
     unlink("generation_config.json");
 }
 
