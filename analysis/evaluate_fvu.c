@@ -97,7 +97,7 @@ static int64_t *firing_load(const char *dir, int M, struct error *err) {
             fail(err, "%s: tensor rows_since_fired: expected I64, found %s", path, dtype_name(t->dtype));
         else if (t) {
             since = memory_take((size_t)M, sizeof *since);
-            memcpy(since, t->data, t->bytes);
+            tensor_copy(t, since);
         }
     }
     tensors_close(st);

@@ -1,4 +1,4 @@
-/* weights.c - placing safetensors weights on the device (weights.h). */
+/* weights.c - placing the weights of a checkpoint on the device (weights.h). */
 #include "models/weights.h"
 #include "host/error.h"
 #include "kernels/activation.h"
@@ -82,7 +82,7 @@ static void upload(struct weights *w, act_t *dst, const struct tensor *t) {
 #else
     const enum dtype same = DTYPE_F32;
 #endif
-    if (t->dtype == same) {
+    if (t->dtype == same && !t->strided) {
         device_upload(w->dev, dst, t->data, t->bytes);
         return;
     }

@@ -1,4 +1,4 @@
-/* weights.h - safetensors weights placed on the device in act_t, or only checked: one walk over a model's tensors serves both. */
+/* weights.h - the weights of a checkpoint placed on the device in act_t, or only checked: one walk over a model's tensors serves both. */
 #ifndef MODELS_WEIGHTS_H
 #define MODELS_WEIGHTS_H
 #include "host/tensors.h"

@@ -331,7 +331,7 @@ static int load_longs(const struct tensors *st, const char *name, int64_t *dst, 
     if (!x) return -1;
     if (x->dtype != DTYPE_I64)
         return fail(err, "%s: tensor %s: expected I64, found %s; not a training state", x->file, name, dtype_name(x->dtype));
-    memcpy(dst, x->data, x->bytes);
+    tensor_copy(x, dst);
     return 0;
 }
 

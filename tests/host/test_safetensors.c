@@ -274,12 +274,12 @@ static void test_shards(void **state) {
         refused(FOLDER "/s/model.safetensors.index.json", bad[i][1]);
     }
     unlink(FOLDER "/s/model.safetensors.index.json");
-    refused(FOLDER "/s", "holds 2 .safetensors files");
+    refused(FOLDER "/s", "holds 2 candidates and no model file: link.safetensors, x.safetensors");
     unlink(FOLDER "/s/link.safetensors");
     assert_int_equal(tensors_open(&st, FOLDER "/s", &err), 0); /* the only one */
     tensors_close(st);
     unlink(FOLDER "/s/x.safetensors");
-    refused(FOLDER "/s", "no .safetensors file");
+    refused(FOLDER "/s", "holds no file of tensors");
 }
 
 /* A writer that cannot finish leaves nothing behind. */
