@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -29,6 +30,12 @@ void *memory_grow(void *old, size_t count, size_t bytes) {
 char *memory_string(const char *text) {
     size_t n = strlen(text) + 1;
     return memcpy(memory_take(n, 1), text, n);
+}
+
+void memory_keep(void) {
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, -1); /* never */
+    mallopt(M_TOP_PAD, 64 << 20);
 }
 
 /* ---- reading ---- */

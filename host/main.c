@@ -113,6 +113,7 @@ static void install_handlers(void) {
 
 int main(int argc, char **argv) {
     threads_wait_asleep(argv);
+    memory_keep();
     install_handlers();
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_commands();
