@@ -2,7 +2,7 @@
 #include "kernels/op.h"
 EXTERN_C_BEGIN
 
-/* y = x w^T + bias, sums in f32, rounded once to act.
+/* y = x w^T + bias, sums in f32, rounded once to act (cuBLASLt rounds before the bias too where I % 8 != 0: seen on an H100).
  *   y [out] (N, O) act    x [in] (N, I) act    w [in] (O, I) act, row-major as torch.nn.Linear stores it    bias [in] (O) act or NULL
  * Cost: 2*N*I*O flops. */
 void OP(linear_forward)(struct device *dev, act_t *y, const act_t *x, const act_t *w, const act_t *bias, int N, int I, int O);

@@ -33,7 +33,7 @@ sed -n 's/.*"image": *"\([^"]*\)".*/\1/p' $out/world/data/few.jsonl | sort -u | 
     mkdir -p "$(dirname "$out/world/data/$f")" && cp "tools/tinyworld/world/data/$f" "$out/world/data/$f"
 done
 cp tests/golden/*.* $out/tests/golden/
-cp tools/gpu_bundle/run.sh tools/gpu_bundle/README.md $out/
+cp tools/gpu_bundle/{run.sh,real_size.py,README.md} $out/
 echo "$commit" >$out/COMMIT
 chmod +x $out/run.sh
 size=$(du -sm $out | cut -f1)

@@ -105,7 +105,13 @@ if python3 -c 'import torch' 2>/dev/null; then
     part "SAE step, PyTorch" 120 python3 peers/sae_step.py none --device cuda --d 4096 --m 32768 --k 50 --batch 8192 --form dense --form dense_bf16 --form sparse_mixed --form sparse_bf16 --form sparse_loop
 else say "PyTorch: does not import here, no peer figures"; fi
 
-# 6. where the time goes
+# 6. LLaMA-3.1-8B's widths: activations beside transformers, the main job's training on two layers
+if python3 -c 'import torch, transformers, PIL, safetensors' 2>/dev/null; then
+    part "real size" 180 python3 real_size.py bin/stagediff-cuda world "$work/real" --layers 8 --samples 208
+    rm -rf "$work/real"
+else say "PyTorch, transformers, PIL or safetensors: does not import here, no run at real size"; fi
+
+# 7. where the time goes
 if command -v ncu >/dev/null; then
     part "ncu" 90 ncu --clock-control none --set basic --launch-count 12 --kernel-name-base demangled bin/bench sae_step --d 4096 --m 32768 --k 50 --batch 8192 --dtype bf16 --runs 1 --json
 else say "ncu: not installed"; fi
