@@ -9,17 +9,23 @@
 static void print_plan(const struct run_config *c, const bool *finished, const struct device *dev) {
     static const char *const what[RUN_STAGES] = {"fine-tune one dictionary per layer and regime on streamed activations",
                                                  "energies, cosines and the adapted features, against the base dictionaries",
-                                                 "report.html"};
+                                                 "answers to questions and statements, scored", "report.html"};
     fprintf(stderr, "stagediff run: %s on %s\n", c->out, device_name(dev));
     for (int s = 0; s < RUN_STAGES; s++)
-        fprintf(stderr, "  %-7s %s%s\n", run_stage_names[s], what[s], finished[s] ? " (finished before with these settings: skipped)" : "");
+        if (run_stage_wanted(c, (enum run_stage_index)s))
+            fprintf(stderr, "  %-8s %s%s\n", run_stage_names[s], what[s],
+                    finished[s] ? " (finished before with these settings: skipped)" : "");
 }
 
 static int run_all(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
     bool finished[RUN_STAGES] = {false};
     struct run_summary summary;
     int status = 0;
-    for (int s = 0; s < RUN_STAGES; s++) finished[s] = (s == 0 || finished[s - 1]) && run_stage_finished(db, c, (enum run_stage_index)s);
+    for (int s = 0; s < RUN_STAGES; s++) {
+        finished[s] = !run_stage_wanted(c, (enum run_stage_index)s) || run_stage_finished(db, c, (enum run_stage_index)s);
+        for (int before = 0; before < s; before++)
+            if (!finished[before] && run_stage_builds_on((enum run_stage_index)s, (enum run_stage_index)before)) finished[s] = false;
+    }
     if (!log_quiet) print_plan(c, finished, dev);
     status = run_config_write(c, err);
     for (int s = 0; s < RUN_STAGES && status == 0; s++) {
@@ -55,7 +61,7 @@ static struct option options[] = {
 
 struct command command_run = {
     .name = "run",
-    .summary = "every stage in order: train, diff, report",
+    .summary = "every stage in order: train, diff, evaluate, report",
     .description =
         "Runs the stages of CONFIG.json one after the other into the run's folder: config.json (resolved), run.db, sae/, metrics.jsonl,\n"
         "report.html. A stage that was finished with the same settings and files is skipped; a stopped one goes on where it was.\n"

@@ -31,6 +31,22 @@ void evaluation_free(struct evaluation *e);
 /* What the lines ask for: VSR where the first has a label, else VQA. */
 enum evaluation_task evaluation_task_of(const struct samples *s);
 
+/* Scores counted by split (the lines' value of the key split_by; NULL: none) and relation (VSR's relation, VQA's answer_type); "all" and
+ * "all" is the first row. */
+struct tally {
+    char *split, *relation; /* owned */
+    long n;                 /* scored samples */
+    double correct;         /* sum of their scores */
+};
+struct tallies {
+    struct tally *at;
+    int count;
+};
+void tally_all(struct tallies *t, const struct evaluation *e, const struct samples *s, size_t first, const char *split_by);
+void tallies_free(struct tallies *t);
+/* One answer as a JSON object, new: id, text, score (null: not scored), and p_yes (VSR) or stopped ("eos", "length"; VQA). */
+json_t *evaluated_json(const struct evaluation *e, size_t i, const struct sample *s);
+
 /* Tokens whose next-token mass says yes and no: the first tokens of " Yes", "Yes", " yes", "YES" and of " No", "No", " no", "NO", each
  * once, without those that both lists hold (papers.md 1.6). Error when one of the lists is empty then. */
 struct yes_no {

@@ -1,6 +1,7 @@
 /* run.h - a run: config.json (resolved), its folder, its database, and the stages. */
 #ifndef ANALYSIS_RUN_H
 #define ANALYSIS_RUN_H
+#include "analysis/dataset.h"
 #include "host/error.h"
 #include <jansson.h>
 #include <sqlite3.h>
@@ -8,6 +9,24 @@
 #include <stddef.h>
 enum regime { REGIME_FULL, REGIME_IMAGE, REGIME_TEXT, REGIME_RANDOM, REGIME_COUNT };
 extern const char *const regime_names[REGIME_COUNT]; /* "full", "image", "text", "random" */
+
+enum { SELECT_TOP = 8 }; /* most samples that the prompt filter can look at for a feature */
+struct run_select {      /* one task of the section "select" */
+    char *task;          /* its name */
+    struct dataset target, general;
+    double odds_ratio, difference; /* a feature is selected from these on: 3, 0.05 */
+    char *prompts;                 /* file of neutral prompts; NULL: no prompt filter */
+    int top_samples;               /* 5 */
+    double fires_above;            /* 0.01 */
+};
+enum run_task { TASK_AUTO, TASK_VQA, TASK_VSR };
+struct run_evaluate { /* one data set of the section "evaluate" */
+    char *name;
+    struct dataset set;
+    enum run_task task;
+    char *split_by; /* key of the lines that splits the table; NULL: none */
+    int max_new_tokens;
+};
 
 struct run_config {                         /* CONFIG.json, checked; every path resolved against the config's folder. See docs/config.md */
     char *out;                              /* run folder */
@@ -31,9 +50,13 @@ struct run_config {                         /* CONFIG.json, checked; every path 
     enum regime diff_regime;          /* text */
     long diff_samples;                /* validation samples for E_v and E_t; 0: all */
     bool diff_text_tokens;            /* diff.tokens "text": only text tokens enter E_v; "all" (default): image tokens too */
-    int report_features;              /* feature pages in the report (24) */
-    json_t *resolved;                 /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
-                                         ("train", "diff", "report") beside the common keys */
+    struct run_select *select;        /* n_select tasks; none: no such stage */
+    int n_select;
+    struct run_evaluate *evaluate; /* n_evaluate data sets; none: no such stage */
+    int n_evaluate;
+    int report_features; /* feature pages in the report (24) */
+    json_t *resolved;    /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
+                            ("train", "diff", ..) beside the common keys */
 };
 int run_config_open(struct run_config *c, const char *path, struct error *err);
 void run_config_free(struct run_config *c);
@@ -77,15 +100,18 @@ int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, 
 struct device;
 int stage_train(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_evaluate(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 
 /* run_stages.c: stages in order, one row of `stages` for each that is finished. run_stage runs one, records it with its settings
- * hash and time, and forgets later ones. `hash` is of what the stage depends on: its settings, its input files (size and time of
- * change), and the hashes of the stages before it. */
-enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_REPORT, RUN_STAGES };
+ * hash and time, and forgets those that build on it. `hash` is of what the stage depends on: its settings, its input files (size and
+ * time of change), and those of the stages it builds on. */
+enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_EVALUATE, RUN_REPORT, RUN_STAGES };
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);
+bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage);    /* an optional stage without its section is not */
+bool run_stage_builds_on(enum run_stage_index stage, enum run_stage_index other); /* directly or through others */
 bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage);
 int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err);
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEMA_VERSION 1
+#define SCHEMA_VERSION 2 /* later ones add tables; an older file gets them when it is opened */
 #define STRING_OF(x)   STRING_OF_(x)
 #define STRING_OF_(x)  #x
 
@@ -35,11 +35,19 @@ static const char schema[] =
     " layer INTEGER NOT NULL, regime TEXT NOT NULL, feature INTEGER NOT NULL, rank INTEGER NOT NULL,"
     " sample INTEGER NOT NULL REFERENCES samples(sample), position INTEGER NOT NULL, kind TEXT NOT NULL, value REAL NOT NULL,"
     " token_values BLOB NOT NULL, PRIMARY KEY(layer, regime, feature, rank));"
+    "CREATE TABLE IF NOT EXISTS scores("
+    " name TEXT NOT NULL, dataset TEXT NOT NULL, split TEXT NOT NULL, relation TEXT NOT NULL, n INTEGER NOT NULL, correct REAL NOT NULL,"
+    " PRIMARY KEY(name, split, relation)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS answers("
+    " name TEXT NOT NULL, sample INTEGER NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL, score REAL, p_yes REAL,"
+    " PRIMARY KEY(name, sample)) WITHOUT ROWID;"
     "CREATE VIEW IF NOT EXISTS layer_metrics AS"
     " SELECT layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features FROM layers;"
     "CREATE VIEW IF NOT EXISTS feature_metrics AS"
     " SELECT layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, fire_image, fire_text, adapted"
     " FROM features;"
+    "CREATE VIEW IF NOT EXISTS evaluations AS"
+    " SELECT name, dataset, split, relation, n, correct, correct / n AS accuracy FROM scores;"
     "PRAGMA user_version = " STRING_OF(SCHEMA_VERSION) ";";
 
 int run_db_exec(sqlite3 *db, struct error *err, const char *sql) {
@@ -75,12 +83,13 @@ int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err) {
         goto failed;
     }
     int version = schema_version(*db);
-    if (version != 0 && version != SCHEMA_VERSION) {
-        fail(err, "%s: schema version %d, expected %d; it was written by another stagediff: choose another \"out\"", path, version,
+    if (version < 0 || version > SCHEMA_VERSION) {
+        fail(err, "%s: schema version %d, expected at most %d; it was written by a later stagediff: choose another \"out\"", path, version,
              SCHEMA_VERSION);
         goto failed;
     }
-    if (version == 0 && (run_db_exec(*db, err, "BEGIN IMMEDIATE") || run_db_exec(*db, err, schema) || run_db_exec(*db, err, "COMMIT")))
+    if (version < SCHEMA_VERSION &&
+        (run_db_exec(*db, err, "BEGIN IMMEDIATE") || run_db_exec(*db, err, schema) || run_db_exec(*db, err, "COMMIT")))
         goto failed;
     free(path);
     return 0;

@@ -10,10 +10,25 @@
 
 #include "kernels/device.h"
 
-const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "report"};
+const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "evaluate", "report"};
 
-/* Raised when a stage of this program would write other rows from the same settings. */
-static const int stage_version[RUN_STAGES] = {1, 1, 1};
+static const struct stage {
+    int (*run)(const struct run_config *, struct device *, sqlite3 *, struct error *);
+    unsigned before; /* bits of the stages it builds on, those that they build on included */
+    int version;     /* raised when this program would write other rows from the same settings */
+    bool optional;   /* runs when the configuration has its section */
+} stages[RUN_STAGES] = {
+    [RUN_TRAIN] = {stage_train, 0, 1, false},
+    [RUN_DIFF] = {stage_diff, 1U << RUN_TRAIN, 1, false},
+    [RUN_EVALUATE] = {stage_evaluate, 0, 1, true},
+    [RUN_REPORT] = {stage_report, (1U << RUN_REPORT) - 1, 1, false},
+};
+
+bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage) {
+    return !stages[stage].optional || json_object_get(c->resolved, run_stage_names[stage]);
+}
+
+bool run_stage_builds_on(enum run_stage_index stage, enum run_stage_index other) { return stages[stage].before >> other & 1; }
 
 /* 64-bit FNV-1a (Fowler, Noll, Vo) */
 static void mix(uint64_t *h, const void *data, size_t bytes) {
@@ -71,16 +86,29 @@ static json_t *findings_settings(const struct run_config *c, const char *section
     return copy;
 }
 
+/* The files that the data sets of a stage name. */
+static void mix_datasets(uint64_t *h, const struct run_config *c, enum run_stage_index stage) {
+    for (int i = 0; stage == RUN_EVALUATE && i < c->n_evaluate; i++) {
+        const struct dataset *d = &c->evaluate[i].set;
+        const char *const paths[] = {d->data, d->annotations, d->keywords};
+        for (size_t p = 0; p < sizeof paths / sizeof *paths; p++) mix_path(h, paths[p], 0);
+    }
+}
+
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage) {
     static const char *const common[] = {"base", "model", "saes", "layers", "regimes", "seed", "data"};
-    const char *const paths[] = {c->base, c->model, c->saes, c->train_data, c->validation_data};
+    const char *const paths[] = {c->model, c->base, c->saes, c->train_data, c->validation_data};
+    const bool alone = stage == RUN_EVALUATE; /* needs the model and its own data, no dictionary */
     uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < sizeof common / sizeof *common; i++) mix_json(&h, json_object_get(c->resolved, common[i]));
-    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) mix_path(&h, paths[i], PATH_DEPTH);
+    for (size_t i = 0; i < sizeof common / sizeof *common; i++)
+        if (!alone || !strcmp(common[i], "model")) mix_json(&h, json_object_get(c->resolved, common[i]));
+    for (size_t i = 0; i < (alone ? 1 : sizeof paths / sizeof *paths); i++) mix_path(&h, paths[i], PATH_DEPTH);
     for (int s = 0; s <= (int)stage; s++) {
+        if (s != (int)stage && !run_stage_builds_on(stage, (enum run_stage_index)s)) continue;
         json_t *settings = findings_settings(c, run_stage_names[s]);
-        mix(&h, &stage_version[s], sizeof stage_version[s]);
+        mix(&h, &stages[s].version, sizeof stages[s].version);
         mix_json(&h, settings);
+        mix_datasets(&h, c, (enum run_stage_index)s);
         json_decref(settings);
     }
     if (stage == RUN_DIFF) /* the number of pages decides which examples are kept */
@@ -106,15 +134,14 @@ bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_
 }
 
 int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err) {
-    static int (*const stages[RUN_STAGES])(const struct run_config *, struct device *, sqlite3 *,
-                                           struct error *) = {stage_train, stage_diff, stage_report};
     char hash[17];
     double start = seconds_now();
     run_stage_hash(hash, c, stage); /* before: a file that changes while the stage runs makes it stale */
     int status = stage == RUN_REPORT ? 0 : run_config_write(c, err);
     for (int s = stage; s < RUN_STAGES && status == 0; s++)
-        status = run_db_run(db, err, "DELETE FROM stages WHERE stage = ?", "t", run_stage_names[s]);
-    if (status == 0) status = stages[stage](c, dev, db, err);
+        if (s == (int)stage || run_stage_builds_on((enum run_stage_index)s, stage))
+            status = run_db_run(db, err, "DELETE FROM stages WHERE stage = ?", "t", run_stage_names[s]);
+    if (status == 0) status = stages[stage].run(c, dev, db, err);
     if (status == 0) status = run_stage_finish(db, run_stage_names[stage], hash, seconds_now() - start, err);
     return status;
 }

@@ -25,6 +25,10 @@ struct samples {
     char *path;
 };
 int samples_open(struct samples *s, const char *path, struct error *err); /* bad line: error with file, line number, what */
+/* The same, or a benchmark's files as they are published (samples_published.c): VQAv2's questions, with annotations its answers too
+ * (a line has question_id, image_id, answers, answer_type, ..); COCO's captions (a line a picture: image_id, captions); VSR's JSON lines.
+ * images: folder of the pictures, NULL: the data file's. annotations may be NULL. */
+int samples_open_published(struct samples *s, const char *path, const char *annotations, const char *images, struct error *err);
 void samples_free(struct samples *s);
 
 /* How a checkpoint turns a question into text. */

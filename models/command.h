@@ -1,15 +1,16 @@
-/* command.h - what the commands that run a model share: opening it from their options. Private to models/. */
+/* command.h - what the commands that run a model share: opening it from their options.  */
 #ifndef MODELS_COMMAND_H
 #define MODELS_COMMAND_H
 #include "host/options.h"
 #include "models/model.h"
 
 /* The options of every such command: --model, --vision-tower, --base, --template, --batch. */
-#define MODEL_OPTIONS                                                                                                                      \
+#define MODEL_OPTIONS MODEL_OPTIONS_IF(true)
+#define MODEL_OPTIONS_IF(needed)                                                                                                           \
     {.name = "--model",                                                                                                                    \
      .value = "DIR",                                                                                                                       \
      .type = OPTION_TEXT,                                                                                                                  \
-     .required = true,                                                                                                                     \
+     .required = needed,                                                                                                                   \
      .help = "Hugging Face folder of a LLaMA, LLaVA or CLIP checkpoint"},                                                                  \
         {.name = "--vision-tower",                                                                                                         \
          .value = "DIR",                                                                                                                   \

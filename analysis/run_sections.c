@@ -1,0 +1,144 @@
+/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select" and "evaluate". docs/config.md. */
+#include "analysis/run_keys.h"
+#include "host/file.h"
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TABLE(keys) keys, sizeof keys / sizeof *keys
+
+/* The keys of a data set at `at` bytes into the struct. */
+#define DATASET_KEYS(at)                                                                                                                   \
+    {.name = "data", .type = KEY_PATH, .offset = (at) + offsetof(struct dataset, data), .required = true},                                 \
+        {.name = "images", .type = KEY_PATH, .offset = (at) + offsetof(struct dataset, images)},                                           \
+        {.name = "annotations", .type = KEY_PATH, .offset = (at) + offsetof(struct dataset, annotations)},                                 \
+        {.name = "where", .type = KEY_OTHER}, {.name = "keywords", .type = KEY_PATH, .offset = (at) + offsetof(struct dataset, keywords)}, \
+        {.name = "samples", .type = KEY_LONG, .offset = (at) + offsetof(struct dataset, samples), .high = 1e15}, {                         \
+        .name = "ask", .type = KEY_TEXT, .offset = (at) + offsetof(struct dataset, ask)                                                    \
+    }
+
+static const struct key dataset_keys[] = {DATASET_KEYS(0)};
+
+static const struct key select_keys[] = {
+    {.name = "task", .type = KEY_TEXT, .offset = offsetof(struct run_select, task), .required = true},
+    {.name = "target", .type = KEY_OTHER},
+    {.name = "general", .type = KEY_OTHER},
+    {.name = "odds_ratio", .type = KEY_REAL, .offset = offsetof(struct run_select, odds_ratio), .high = 1e9, .fallback = 3},
+    {.name = "difference", .type = KEY_REAL, .offset = offsetof(struct run_select, difference), .low = -1, .high = 1, .fallback = 0.05},
+    {.name = "prompts", .type = KEY_PATH, .offset = offsetof(struct run_select, prompts)},
+    {.name = "top_samples",
+     .type = KEY_INT,
+     .offset = offsetof(struct run_select, top_samples),
+     .low = 1,
+     .high = SELECT_TOP,
+     .fallback = 5},
+    {.name = "fires_above", .type = KEY_REAL, .offset = offsetof(struct run_select, fires_above), .high = 1e30, .fallback = 0.01},
+};
+
+static const struct key evaluate_keys[] = {
+    {.name = "name", .type = KEY_TEXT, .offset = offsetof(struct run_evaluate, name), .required = true},
+    DATASET_KEYS(offsetof(struct run_evaluate, set)),
+    {.name = "task", .type = KEY_CHOICE, .offset = offsetof(struct run_evaluate, task), .choices = {"auto", "vqa", "vsr"}},
+    {.name = "split_by", .type = KEY_TEXT, .offset = offsetof(struct run_evaluate, split_by)},
+    {.name = "max_new_tokens",
+     .type = KEY_INT,
+     .offset = offsetof(struct run_evaluate, max_new_tokens),
+     .low = 1,
+     .high = 1 << 20,
+     .fallback = 16},
+};
+
+/* {"kind": "spatial", "label": 1}: texts, numbers and booleans that a line must have. */
+static int read_where(const struct reader *r, struct dataset *set, const char *where, const json_t *o, json_t *shown) {
+    const json_t *v = json_object_get(o, "where");
+    const char *name;
+    json_t *value;
+    if (!v || json_is_null(v)) return json_object_set_new(shown, "where", json_null());
+    if (!json_is_object(v)) return keys_bad_value(r, where, "where", v, "an object of keys and values");
+    json_object_foreach((json_t *)(uintptr_t)v, name, value)
+        if (json_is_array(value) || json_is_object(value) || json_is_null(value))
+            return keys_bad_value(r, where, "where", v, "a text, a number or true or false for every key");
+    set->where = json_deep_copy(v);
+    return json_object_set_new(shown, "where", json_deep_copy(v));
+}
+
+static int read_dataset(const struct reader *r, struct dataset *set, const char *where, const char *name, const json_t *o, json_t *shown) {
+    char inner[160];
+    const json_t *v = json_object_get(o, name);
+    json_t *one = json_object();
+    json_object_set_new(shown, name, one);
+    snprintf(inner, sizeof inner, "%s.%s", where, name);
+    if (!json_is_object(v)) return fail(r->err, "%s: \"%s\" is missing; expected an object with \"data\"", r->file, inner);
+    return keys_read(r, set, TABLE(dataset_keys), inner, v, one) || read_where(r, set, inner, v, one) ? -1 : 0;
+}
+
+/* A list of objects: *n of them, or none when absent. */
+static int list_of(const struct reader *r, const char *name, const json_t *v, json_t **shown, size_t *n) {
+    *n = 0;
+    *shown = NULL;
+    if (!v) return 0;
+    if (!json_is_array(v) || json_array_size(v) == 0) return keys_bad_value(r, "", name, v, "a list of objects");
+    *n = json_array_size(v);
+    *shown = json_array();
+    return 0;
+}
+
+int read_select(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown) {
+    size_t n;
+    if (list_of(r, "select", v, shown, &n)) return -1;
+    c->select = memory_take(n + 1, sizeof *c->select);
+    for (size_t i = 0; i < n; i++) {
+        char where[64];
+        const json_t *o = json_array_get(v, i);
+        struct run_select *one = &c->select[c->n_select++];
+        json_t *out = json_object();
+        json_array_append_new(*shown, out);
+        snprintf(where, sizeof where, "select[%zu]", i);
+        if (!json_is_object(o)) return fail(r->err, "%s: \"%s\": expected an object", r->file, where);
+        if (keys_read(r, one, TABLE(select_keys), where, o, out) || read_dataset(r, &one->target, where, "target", o, out) ||
+            read_dataset(r, &one->general, where, "general", o, out))
+            return -1;
+        for (size_t j = 0; j < i; j++)
+            if (!strcmp(c->select[j].task, one->task))
+                return fail(r->err, "%s: \"%s.task\": \"%s\" stands there twice", r->file, where, one->task);
+    }
+    return 0;
+}
+
+int read_evaluate(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown) {
+    size_t n;
+    if (list_of(r, "evaluate", v, shown, &n)) return -1;
+    c->evaluate = memory_take(n + 1, sizeof *c->evaluate);
+    for (size_t i = 0; i < n; i++) {
+        char where[64];
+        const json_t *o = json_array_get(v, i);
+        struct run_evaluate *one = &c->evaluate[c->n_evaluate++];
+        json_t *out = json_object();
+        json_array_append_new(*shown, out);
+        snprintf(where, sizeof where, "evaluate[%zu]", i);
+        if (!json_is_object(o)) return fail(r->err, "%s: \"%s\": expected an object", r->file, where);
+        if (keys_read(r, one, TABLE(evaluate_keys), where, o, out) || read_where(r, &one->set, where, o, out)) return -1;
+        for (size_t j = 0; j < i; j++)
+            if (!strcmp(c->evaluate[j].name, one->name))
+                return fail(r->err, "%s: \"%s.name\": \"%s\" stands there twice", r->file, where, one->name);
+    }
+    return 0;
+}
+
+static void free_dataset(struct dataset *d) {
+    free(d->data), free(d->images), free(d->annotations), free(d->keywords), free(d->ask);
+    json_decref(d->where);
+}
+
+void free_sections(struct run_config *c) {
+    for (int i = 0; i < c->n_select; i++) {
+        free(c->select[i].task), free(c->select[i].prompts);
+        free_dataset(&c->select[i].target), free_dataset(&c->select[i].general);
+    }
+    for (int i = 0; i < c->n_evaluate; i++) {
+        free(c->evaluate[i].name), free(c->evaluate[i].split_by);
+        free_dataset(&c->evaluate[i].set);
+    }
+    free(c->select), free(c->evaluate);
+}
