@@ -1,4 +1,5 @@
 /* command_generate.c - `stagediff generate`: greedy answers, as text or JSON lines. docs/cli.md has the contract. */
+#include "analysis/edit.h"
 #include "host/file.h"
 #include "host/progress.h"
 #include "host/tokenizer.h"
@@ -49,12 +50,13 @@ static void print_answer(const struct model *m, const struct sample *s, const in
     free(text);
 }
 
-static int answer(struct model *m, const struct samples *s, size_t first, size_t count, int max_new, bool json, struct error *err) {
+static int answer(struct model *m, const struct samples *s, size_t first, size_t count, int max_new, const struct probe *probes,
+                  int n_probes, bool json, struct error *err) {
     struct batch b;
     int *ids, *lengths;
     bool *stopped;
     if (model_batch(m, &b, s, first, count, false, err)) return -1;
-    int status = model_generate(m, &b, max_new, NULL, 0, &ids, &lengths, &stopped, err);
+    int status = model_generate(m, &b, max_new, probes, n_probes, &ids, &lengths, &stopped, err);
     if (!status) {
         for (int i = 0; i < b.n_samples; i++)
             print_answer(m, &s->at[first + (size_t)i], b.ids + b.cu_seqlens[i], b.cu_seqlens[i + 1] - b.cu_seqlens[i],
@@ -72,23 +74,31 @@ static int run(const struct command *self, struct error *err) {
     const size_t size = (size_t)option(self, "--batch")->number;
     struct model m = {0};
     struct samples s = {0};
+    struct edit_session edit = {0};
+    struct probe *probes = NULL;
     struct progress progress;
-    int status = -1;
+    int n_probes, status = -1;
     if (data && (option(self, "--image")->text || option(self, "--prompt")->text || option(self, "--question")->text)) {
         fail(err, "generate: --data brings its own pictures and questions; leave out --image, --prompt, --question");
         goto cleanup;
     }
     if ((data ? samples_open(&s, data, err) : sample_of_options(&s, self, err)) || command_open(&m, self, err)) goto cleanup;
+    if (edit_session_open(&edit, &m, option(self, "--edit")->text, err)) goto cleanup;
+    probes = edits_before(edit.edits, NULL, 0, &n_probes);
     progress_start(&progress, "generate", "samples", (long)s.count);
     for (size_t first = 0; first < s.count; first += size) {
         const size_t count = s.count - first < size ? s.count - first : size;
-        if (answer(&m, &s, first, count, (int)option(self, "--max-new-tokens")->number, option(self, "--json")->given, err)) goto cleanup;
+        if (answer(&m, &s, first, count, (int)option(self, "--max-new-tokens")->number, probes, n_probes, option(self, "--json")->given,
+                   err))
+            goto cleanup;
         progress_update(&progress, (long)(first + count), NULL);
     }
     progress_end(&progress);
     status = 0;
 cleanup:
+    free(probes);
     samples_free(&s);
+    edit_session_close(&edit);
     if (m.dev) command_close(&m);
     return status;
 }
@@ -100,13 +110,15 @@ static struct option options[] = {
     {.name = "--question", .type = OPTION_TEXT, .help = "a question, put into the checkpoint's conversation template"},
     {.name = "--data", .value = "FILE.jsonl", .type = OPTION_TEXT, .help = "samples, one JSON object a line (docs/cli.md)"},
     {.name = "--max-new-tokens", .type = OPTION_INT, .low = 1, .high = 1 << 20, .fallback = "128", .help = "longest answer in tokens"},
+    EDIT_OPTION,
     {.name = "--json", .type = OPTION_FLAG, .help = "one JSON object a sample: id, prompt_ids, ids, text, stopped"},
     {.name = NULL},
 };
 struct command command_generate = {
     .name = "generate",
     .summary = "greedy answers of a model to a prompt, a question, or a file of them",
-    .description = "Greedy decoding; stops at the end-of-text ids of generation_config.json (else config.json).\n\n"
+    .description = "Greedy decoding; stops at the end-of-text ids of generation_config.json (else config.json). With --edit activations\n"
+                   "are changed on the way, of the prompt and of every new token (kind answer).\n\n"
                    "Examples:\n  stagediff generate --model DIR --image cat.png --question 'What is left of the cat?'\n"
                    "  stagediff generate --model DIR --data questions.jsonl --max-new-tokens 16 --json",
     .options = options,

@@ -1,5 +1,6 @@
 /* command_harvest.c - `stagediff harvest`: activations at named points of every sample, into one safetensors file.
  * Sample i: <i>/tokens (T) i32, <i>/kinds (T) i32, <i>/<point> (T, width) f32. docs/cli.md has the contract. */
+#include "analysis/edit.h"
 #include "host/file.h"
 #include "host/progress.h"
 #include "host/tensors.h"
@@ -160,21 +161,24 @@ static int run(const struct command *self, struct error *err) {
     struct model m = {0};
     struct samples s = {0};
     struct harvest h = {.last_only = option(self, "--last-only")->given};
-    struct probe *probes = NULL;
+    struct edit_session edit = {0};
+    struct probe *probes = NULL, *all = NULL;
     struct harvest_point *contexts = NULL;
     struct progress progress;
-    int n = 0, status = -1;
+    int n = 0, n_all, status = -1;
     if (samples_open(&s, data, err) || command_open(&m, self, err)) goto cleanup;
-    if (parse_points(option(self, "--points")->text, &m, &h, &probes, &n, err) || safetensors_writer_open(&h.writer, out, err))
+    if (edit_session_open(&edit, &m, option(self, "--edit")->text, err) ||
+        parse_points(option(self, "--points")->text, &m, &h, &probes, &n, err) || safetensors_writer_open(&h.writer, out, err))
         goto cleanup;
     contexts = (struct harvest_point *)probes[0].context - probes[0].point;
     const bool logits = h.last_only && take_logits(probes, &n);
+    all = edits_before(edit.edits, probes, n, &n_all);
     progress_start(&progress, "harvest", "samples", (long)s.count);
     for (size_t first = 0; first < s.count; first += size) {
         struct batch b;
         const size_t count = s.count - first < size ? s.count - first : size;
         if (model_batch(&m, &b, &s, first, count, true, err)) goto cleanup;
-        const int failed = pass(&m, &h, &b, probes, n, logits, err);
+        const int failed = pass(&m, &h, &b, all, n_all, logits, err);
         batch_free(&b);
         if (failed) goto cleanup;
         progress_update(&progress, (long)(first + count), NULL);
@@ -187,7 +191,9 @@ cleanup:
     device_free(m.dev, h.staging);
     free(contexts);
     free(probes);
+    free(all);
     samples_free(&s);
+    edit_session_close(&edit);
     if (m.dev) command_close(&m);
     return status;
 }
@@ -201,6 +207,7 @@ static struct option options[] = {
      .help = "samples, one JSON object a line (docs/cli.md)"},
     {.name = "--points", .value = "P,...", .type = OPTION_TEXT, .required = true, .help = "comma-separated points; * for all layers"},
     {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
+    EDIT_OPTION,
     {.name = "--last-only", .type = OPTION_FLAG, .help = "keep the last position of each tensor only"},
     {.name = NULL},
 };
@@ -213,6 +220,10 @@ struct command command_harvest = {
         "Points: hook_embed, blocks.L.hook_resid_pre, blocks.L.attn.hook_z, blocks.L.hook_attn_out, blocks.L.hook_resid_mid,\n"
         "blocks.L.hook_mlp_out, blocks.L.hook_resid_post, ln_final.hook_normalized (before the norm's weight), logits,\n"
         "vision.L.hook_resid_post (class row first), vision.selected, projector.\n\n"
+        "With --edit the values are those after the edits of their point. A list of one edit, the direction of a decoder row taken\n"
+        "out of everything after the picture:\n"
+        "  [{\"op\": \"project_out\", \"vector\": {\"sae\": \"DIR\", \"feature\": 17}, \"points\": [\"attn_out\", \"mlp_out\",\n"
+        "    \"resid_post\"], \"after_image\": true}]\n\n"
         "Example:\n  stagediff harvest --model DIR --data data.jsonl --points 'blocks.*.hook_resid_post,logits' --out acts.safetensors",
     .options = options,
     .run = run,

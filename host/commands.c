@@ -3,10 +3,10 @@
 #include <stddef.h>
 
 extern struct command command_tokenize, command_detokenize, command_preprocess;
-extern struct command command_info, command_generate, command_harvest; /* models/ */
-extern struct command command_encode, command_train;                   /* analysis/ */
-extern struct command command_diff, command_report, command_run;       /* analysis/ */
-extern struct command command_evaluate;                                /* analysis/ */
+extern struct command command_info;                                                     /* models/ */
+extern struct command command_generate, command_harvest, command_encode, command_train; /* analysis/ */
+extern struct command command_diff, command_report, command_run;                        /* analysis/ */
+extern struct command command_evaluate;                                                 /* analysis/ */
 
 struct command *const commands[] = {
     &command_info,

@@ -1,4 +1,4 @@
-/* command.h - what the commands that run a model share: opening it from their options.  */
+/* command.h - what the commands that run a model share: opening it from their options. */
 #ifndef MODELS_COMMAND_H
 #define MODELS_COMMAND_H
 #include "host/options.h"

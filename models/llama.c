@@ -146,6 +146,7 @@ static long last_place(const struct llama *m, const struct probes *p, bool logit
     for (int i = 0; i < p->n; i++) {
         const enum probe_point point = p->at[i].point;
         long at = LONG_MIN;
+        if (p->at[i].layer == PROBE_EDIT) continue;
         if (point == PROBE_EMBED)
             at = place(-1, PROBE_EMBED);
         else if (point == PROBE_FINAL_NORM || point == PROBE_LOGITS)
@@ -265,6 +266,7 @@ static int output(struct pass *p, real_t *last_logits) {
 static bool late_probes(const struct llama *m, const struct probes *p) {
     for (int i = 0; i < p->n; i++) {
         const enum probe_point point = p->at[i].point;
+        if (p->at[i].layer == PROBE_EDIT) continue;
         if (point == PROBE_FINAL_NORM || point == PROBE_LOGITS) return true;
         if (point >= PROBE_ATTN_Z && point <= PROBE_RESID_POST && (p->at[i].layer < 0 || p->at[i].layer == m->config.L - 1)) return true;
     }

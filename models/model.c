@@ -205,7 +205,7 @@ int model_forward(struct model *m, const struct batch *b, const struct probe *pr
     bool vision = false, llm = last_logits != NULL;
     for (int i = 0; i < n_probes; i++) {
         vision = vision || probes[i].point >= PROBE_VISION_RESID;
-        llm = llm || probes[i].point < PROBE_VISION_RESID;
+        llm = llm || (probes[i].point < PROBE_VISION_RESID && probes[i].layer != PROBE_EDIT);
     }
     CHECK(!llm || m->llm, "a pass through the language model of %s, which has none", m->dir);
     struct llama_rows rows = {0};

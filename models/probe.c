@@ -64,7 +64,7 @@ void probe_name(enum probe_point point, int layer, char *out, size_t out_bytes) 
 
 bool probes_want(const struct probes *p, enum probe_point point, int layer) {
     for (int i = 0; i < p->n; i++)
-        if (p->at[i].point == point && (p->at[i].layer == -1 || layer == -1 || p->at[i].layer == layer)) return true;
+        if (p->at[i].point == point && (p->at[i].layer < 0 || layer == -1 || p->at[i].layer == layer)) return true;
     return false;
 }
 
@@ -72,7 +72,7 @@ int probes_run(const struct probes *p, struct device *dev, enum probe_point poin
                struct error *err) {
     for (int i = 0; i < p->n; i++) {
         const struct probe *probe = &p->at[i];
-        if (probe->point != point || (probe->layer != -1 && probe->layer != layer)) continue;
+        if (probe->point != point || (probe->layer >= 0 && probe->layer != layer)) continue;
         if (probe->run(probe->context, dev, layer, x, rows, width, p->batch, err)) return -1;
     }
     return 0;

@@ -19,9 +19,12 @@ enum probe_point {
     PROBE_PROJECTOR,       /* projector (B*n, C) */
     PROBE_POINTS
 };
+/* As a probe's layer: every layer, and the probe only edits: it asks for nothing, so the pass ends and narrows as without it.
+ * In a narrowed layer x has n_samples rows, each sample's last (batch stays the whole one). */
+enum { PROBE_EDIT = -2 };
 struct probe {
     enum probe_point point;
-    int layer; /* -1: every layer (or points that have none) */
+    int layer; /* -1: every layer (or points that have none); PROBE_EDIT */
     /* x: device tensor (rows, width), act_t (PROBE_LOGITS: real_t), in place; may be read or edited, work is put on the
      * device's stream. batch: whose rows these are. Return -1 with err to stop the forward pass. */
     int (*run)(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *batch, struct error *err);

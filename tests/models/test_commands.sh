@@ -48,6 +48,15 @@ expect 0 '' 'harvest' $harvest 'hook_embed,blocks.*.hook_resid_post,logits'
 expect 0 '0/blocks.1.hook_resid_post|1/tokens|1/logits|"shape":[5,32]|"shape":[1,261]' 'what harvest wrote' head -c 4000 "$dir/h.safetensors"
 expect 0 '' 'harvest of last rows' $harvest 'blocks.0.hook_mlp_out,logits' --last-only --batch 1
 expect 0 '"shape":[1,32]|"shape":[1,261]' 'last rows' head -c 4000 "$dir/h.safetensors"
+echo '[]' >"$dir/none.json" && echo '[{"op":"head","heads":[0,1],"mode":"zero"}]' >"$dir/zero.json" && echo '{"op":"head"}' >"$dir/bare.json"
+$harvest 'blocks.*.hook_attn_out' && mv "$dir/h.safetensors" "$dir/plain.safetensors"
+expect 0 '' 'an empty list of edits' $harvest 'blocks.*.hook_attn_out' --edit "$dir/none.json"
+expect 0 '' 'changes nothing' cmp "$dir/plain.safetensors" "$dir/h.safetensors"
+expect 0 '' 'an edit' $harvest 'blocks.*.hook_attn_out' --edit "$dir/zero.json"
+expect 1 'differ' 'changes something' cmp "$dir/plain.safetensors" "$dir/h.safetensors"
+expect 2 'bare.json: expected a list of edits' 'a bare edit' $harvest 'blocks.*.hook_attn_out' --edit "$dir/bare.json"
+expect 2 'zero.json' 'an edit list that is not there' $harvest hook_embed --edit "$dir/no/zero.json"
+expect 0 '"ids":[' 'generate with an edit' $program generate --model $tiny/tiny_llama --prompt 'hello' --max-new-tokens 3 --json --edit "$dir/zero.json"
 rm "$dir/h.safetensors"
 expect 2 'blocks.2.hook_resid_post|layers 0 to 1' 'a layer that is not there' $harvest blocks.2.hook_resid_post
 expect 2 'no vision tower' 'a vision point of an LLM' $harvest vision.selected
@@ -63,6 +72,7 @@ if [ -d $world/vlm ]; then
     expect 0 '' 'harvest at the tower' $program harvest --model $world/vlm --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.4.hook_resid_post,vision.selected,projector,ln_final.hook_normalized'
     expect 0 '0/vision.4.hook_resid_post|"shape":[65,96]|"shape":[64,96]|"shape":[64,128]' 'rows of the tower' head -c 4000 "$dir/h.safetensors"
     expect 0 '' 'a bare tower takes pictures alone' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post'
+    expect 2 'vision tower alone' 'edits of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post' --edit "$dir/none.json"
     expect 2 'vision tower alone' 'a text point of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points logits
     cp -r $world/vlm "$dir/vlm" && sed -i 's|"../clip"|"someone/tower"|' "$dir/vlm/config.json"
     expect 2 '--vision-tower' 'a tower that is nowhere' $program generate --model "$dir/vlm" --prompt a
