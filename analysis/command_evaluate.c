@@ -1,4 +1,5 @@
 /* command_evaluate.c - `stagediff evaluate`: a data file's questions or statements answered and scored; or a run's stage. */
+#include "analysis/edit.h"
 #include "analysis/evaluate.h"
 #include "analysis/run.h"
 #include "host/file.h"
@@ -72,11 +73,16 @@ static int from_options(const struct command *self, struct error *err) {
     struct evaluation e;
     struct tallies t = {0};
     struct model m = {0};
+    struct edit_session edit = {0};
+    struct probe *probes = NULL;
+    int n_probes = 0;
     const char *out = option(self, "--out")->text;
     if (options_read(self, &d, &e, err) || dataset_open(&d, &s, err)) return -1;
     if (!option(self, "--task")->text) e.task = evaluation_task_of(&s);
     int status = command_open(&m, self, err);
-    if (status == 0) status = evaluate_samples(&m, &s, 0, s.count, NULL, 0, (int)option(self, "--batch")->number, &e, err);
+    if (status == 0) status = edit_session_open(&edit, &m, option(self, "--edit")->text, err);
+    if (status == 0) probes = edits_before(edit.edits, NULL, 0, &n_probes);
+    if (status == 0) status = evaluate_samples(&m, &s, 0, s.count, probes, n_probes, (int)option(self, "--batch")->number, &e, err);
     if (status == 0 && out) status = write_answers(out, &e, &s, err);
     if (status == 0) {
         tally_all(&t, &e, &s, 0, NULL);
@@ -90,6 +96,8 @@ static int from_options(const struct command *self, struct error *err) {
     tallies_free(&t);
     evaluation_free(&e);
     samples_free(&s);
+    free(probes);
+    edit_session_close(&edit);
     if (m.dev) command_close(&m);
     return status;
 }
@@ -134,6 +142,7 @@ static struct option options[] = {
      .high = 1 << 20,
      .fallback = "16",
      .help = "longest generated answer in tokens"},
+    EDIT_OPTION,
     {.name = "--out",
      .value = "FILE.jsonl",
      .type = OPTION_TEXT,
