@@ -34,6 +34,20 @@ void OP(swiglu_forward)(struct device *dev, act_t *y, const act_t *gate_up, int 
     }
 }
 
+void OP(swiglu_backward)(struct device *dev, act_t *dgate_up, const act_t *dy, const act_t *gate_up, int N, int F) {
+    (void)dev;
+#pragma omp parallel for schedule(static) if ((size_t)N * (size_t)F > CPU_PARALLEL_MIN)
+    for (int n = 0; n < N; n++) {
+        const act_t *restrict gate = gate_up + cpu_offset(n, 2 * F), *restrict up = gate + F, *restrict in = dy + cpu_offset(n, F);
+        act_t *restrict dgate = dgate_up + cpu_offset(n, 2 * F), *restrict dup = dgate + F;
+        for (int f = 0; f < F; f++) {
+            real_t s = (real_t)1 / ((real_t)1 + exp_real(-gate[f]));
+            dgate[f] = in[f] * up[f] * s * ((real_t)1 + gate[f] * ((real_t)1 - s));
+            dup[f] = in[f] * gate[f] * s;
+        }
+    }
+}
+
 void OP(quick_gelu_forward)(struct device *dev, act_t *y, const act_t *x, size_t n) {
     (void)dev;
 #pragma omp parallel for simd schedule(static) if (n > CPU_PARALLEL_MIN)

@@ -70,6 +70,26 @@ template <int W> __global__ void __launch_bounds__(256)
     }
 }
 
+/* One block per row, formed in f32 and rounded once. */
+template <int W> __global__ void __launch_bounds__(256)
+    swiglu_backward_kernel(__nv_bfloat16 *__restrict__ dgate_up, const __nv_bfloat16 *__restrict__ dy,
+                           const __nv_bfloat16 *__restrict__ gate_up, int F) {
+    const size_t row = static_cast<size_t>(blockIdx.x) * F;
+    for (int f = static_cast<int>(threadIdx.x) * W; f < F; f += static_cast<int>(blockDim.x) * W) {
+        float g[W], u[W], d[W];
+        vec_load<W>(g, gate_up + 2 * row + f);
+        vec_load<W>(u, gate_up + 2 * row + F + f);
+        vec_load<W>(d, dy + row + f);
+        for (int k = 0; k < W; k++) {
+            const float s = 1.0f / (1.0f + __expf(-g[k])), up = u[k];
+            u[k] = d[k] * g[k] * s;
+            g[k] = d[k] * up * s * (1.0f + g[k] * (1.0f - s));
+        }
+        vec_store<W>(dgate_up + 2 * row + f, g);
+        vec_store<W>(dgate_up + 2 * row + F + f, u);
+    }
+}
+
 /* One block per row of the result. */
 template <int W> __global__ void __launch_bounds__(256)
     gather_rows_kernel(__nv_bfloat16 *__restrict__ y, const __nv_bfloat16 *__restrict__ x, const int *__restrict__ index, int C) {
@@ -85,6 +105,15 @@ void swiglu_forward(struct device *dev, bf16 *y, const bf16 *gate_up, int N, int
         LAUNCH((swiglu_forward_kernel<8>), N, row_threads(F / 8, 256), 0, dev->stream, y, gate_up, F);
     else
         LAUNCH((swiglu_forward_kernel<1>), N, row_threads(F, 256), 0, dev->stream, y, gate_up, F);
+}
+
+void swiglu_backward(struct device *dev, bf16 *dgate_up, const bf16 *dy, const bf16 *gate_up, int N, int F) {
+    OP_RANGE();
+    if (N <= 0) return;
+    if (F % 8 == 0 && vec_aligned(dgate_up, dy, gate_up))
+        LAUNCH((swiglu_backward_kernel<8>), N, row_threads(F / 8, 256), 0, dev->stream, dgate_up, dy, gate_up, F);
+    else
+        LAUNCH((swiglu_backward_kernel<1>), N, row_threads(F, 256), 0, dev->stream, dgate_up, dy, gate_up, F);
 }
 
 void quick_gelu_forward(struct device *dev, bf16 *y, const bf16 *x, size_t n) {

@@ -3,7 +3,7 @@
  * Two variants. `rows`: one block per (query, head), f32 products, keys dealt to lane groups: any D, and decoding. `mma`:
  * 64 queries of one head per block on the tensor cores, D padded to 16, 32, 64 or 128: prefill. */
 #include "kernels/vec.cuh"
-#include "kernels/simt/ptx.cuh"
+#include "kernels/attention_tile.cuh"
 #include "kernels/attention.h"
 #include "kernels/variant.h"
 
@@ -85,27 +85,7 @@ template <int GROUP> __global__ void __launch_bounds__(ROWS_WARPS * 32) attentio
 
 /* ---- mma ---- */
 
-constexpr int TILE = 64; /* queries of a block, keys of a turn */
-
 template <int D> struct attention_smem { __nv_bfloat16 q[TILE * D], k[2][TILE * D], v[2][TILE * D]; };
-
-/* Element offset of 16-byte chunk c of a tile row: chunks are permuted so that the eight rows an ldmatrix phase reads at one
- * column lie in different banks. */
-template <int D> __device__ __forceinline__ int tile_at(int row, int c) {
-    constexpr int CHUNKS = D / 8;
-    return row * D + (c ^ (CHUNKS >= 8 ? row & 7 : row / (8 / CHUNKS) & (CHUNKS - 1))) * 8;
-}
-
-/* Copies `rows` rows (the rest of 64 becomes zero) of `width` elements, padded with zeros to D, behind the threads' backs. */
-template <int D>
-__device__ __forceinline__ void tile_fetch(__nv_bfloat16 *tile, const __nv_bfloat16 *from, size_t stride, int rows, int width) {
-    constexpr int CHUNKS = D / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < TILE * CHUNKS; i += 128) {
-        const int r = i / CHUNKS, c = i % CHUNKS;
-        const bool in = r < rows && c * 8 < width;
-        ptx::cp_async16(tile + tile_at<D>(r, c), in ? from + static_cast<size_t>(r) * stride + c * 8 : from, in);
-    }
-}
 
 /* One warp: s (16 queries x 64 keys) = Q K^T; fragments as mma.m16n8k16 lays them out. */
 template <int D> __device__ __forceinline__ void tile_scores(float (&s)[8][4], const uint32_t (&q)[D / 16][4], const __nv_bfloat16 *k) {
@@ -149,23 +129,6 @@ __device__ __forceinline__ void tile_soften(float (&s)[8][4], float (&o)[D / 8][
     sum = sum * fade + part;
 }
 
-/* One warp: o (16 queries x D) += P V; the score accumulators, rounded to bf16, are the A fragments of P. */
-template <int D> __device__ __forceinline__ void tile_mix(float (&o)[D / 8][4], const float (&s)[8][4], const __nv_bfloat16 *v) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const uint32_t p[4] = {pack_bf16(s[2 * i][0], s[2 * i][1]), pack_bf16(s[2 * i][2], s[2 * i][3]),
-                               pack_bf16(s[2 * i + 1][0], s[2 * i + 1][1]), pack_bf16(s[2 * i + 1][2], s[2 * i + 1][3])};
-#pragma unroll
-        for (int j = 0; j < D / 16; j++) {
-            uint32_t b[4];
-            ptx::ldmatrix_x4_trans(b, v + tile_at<D>(i * 16 + (lane & 15), j * 2 + (lane >> 4)));
-            ptx::mma_16816(o[2 * j], p, b[0], b[1]);
-            ptx::mma_16816(o[2 * j + 1], p, b[2], b[3]);
-        }
-    }
-}
-
 /* grid (query tiles, longest first, H, S), 128 threads: warp w holds queries 16w .. 16w+15 of the tile, a lane rows lane/4 and
  * lane/4 + 8. Keys and values come in tiles of 64, double buffered by cp.async. Scores, softmax and sums f32 in base 2, P
  * rounded to bf16 before it meets V. Every row has at least one key in the first tile, so the maximum is finite from then on. */
@@ -206,7 +169,7 @@ template <int D> __global__ void __launch_bounds__(128) attention_forward_mma_ke
         const int key = t * TILE + (lane & 3) * 2, last = length - 1;
 #pragma unroll
         for (int r = 0; r < 2; r++) tile_soften<D>(s, o, top[r], sum[r], r, min(row + r * 8 + shift, last) - key, scale);
-        tile_mix<D>(o, s, sm->v[t & 1]);
+        tile_accumulate<D, 8>(o, s, sm->v[t & 1], 0);
         __syncthreads(); /* the next turn's copies overwrite what was read here */
     }
     for (int r = 0; r < 2; r++) {

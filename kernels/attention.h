@@ -12,4 +12,15 @@ EXTERN_C_BEGIN
 void OP(attention_forward)(struct device *dev, act_t *z, real_t *lse, const act_t *q, const act_t *k, const act_t *v, const int *q_start,
                            const int *k_start, const int *k_length, int S, int max_q, int H, int G, int D, real_t scale, bool causal);
 
+/* Its backward where every sequence's keys are its own rows, start[s] .. start[s+1]-1, causal; probabilities formed again:
+ *   p = exp(scale * q[n,h].k[j,g] - lse[n,h]),  ds = p * (dz[n,h].v[j,g] - dz[n,h].z[n,h])
+ *   dq[n,h] = scale sum_j ds k[j,g]    dk[j,g] = scale sum_{n,h} ds q[n,h]    dv[j,g] = sum_{n,h} p dz[n,h]
+ *   dq [out] (N, H, D) act    dk, dv [out] (N, G, D) act    delta [tmp] (N, H) f32
+ *   dz, z, q [in] (N, H, D) act    lse [in] (N, H) f32, the forward's    k, v [in] (N, G, D) act    start [in] (S+1) i32, on the device
+ * Cost: 10*D flops per (query, key, head) on the cpu, 14*D on cuda, where dq and dk, dv are two passes so that no sum needs
+ * atomics; O(1) memory per row. Sums in f32. Bitwise repeatable. */
+void OP(attention_backward)(struct device *dev, act_t *dq, act_t *dk, act_t *dv, real_t *delta, const act_t *dz, const act_t *z,
+                            const real_t *lse, const act_t *q, const act_t *k, const act_t *v, const int *start, int S, int max_q, int H,
+                            int G, int D, real_t scale);
+
 EXTERN_C_END

@@ -79,3 +79,8 @@ const char *attention_variant(int index) {
     (void)index;
     return NULL;
 }
+
+const char *attention_backward_variant(int index) {
+    (void)index;
+    return NULL;
+}

@@ -15,6 +15,19 @@ void OP(embed_forward)(struct device *dev, act_t *x, const int *source, const ac
     }
 }
 
+void OP(embed_backward)(struct device *dev, real_t *dtable, real_t *dimage_rows, const int *source, const act_t *dx, int N, int C) {
+    enum { COLUMNS = 64 };
+    (void)dev;
+#pragma omp parallel for schedule(static) if ((size_t)N * (size_t)C > CPU_PARALLEL_MIN)
+    for (int first = 0; first < C; first += COLUMNS)
+        for (int n = 0; n < N; n++) {
+            const int s = source[n], last = C - first < COLUMNS ? C : first + COLUMNS;
+            if (!(s >= 0 ? dtable : dimage_rows)) continue;
+            real_t *to = s >= 0 ? dtable + cpu_offset(s, C) : dimage_rows + cpu_offset(-1 - s, C);
+            for (int c = first; c < last; c++) to[c] += dx[cpu_offset(n, C) + (size_t)c];
+        }
+}
+
 void OP(patch_extract)(struct device *dev, act_t *rows, const real_t *pixels, int B, int S, int P) {
     (void)dev;
     CHECK(P > 0 && S % P == 0, "S=%d P=%d", S, P);

@@ -12,6 +12,24 @@ template <int W> __global__ void __launch_bounds__(256)
     for (int c = static_cast<int>(threadIdx.x) * W; c < C; c += static_cast<int>(blockDim.x) * W) vec_copy<W>(to + c, from + c);
 }
 
+/* One block per row n. The first row of a source adds up all rows of it, in order; the others leave. */
+__global__ void __launch_bounds__(256)
+    embed_backward_kernel(float *__restrict__ dtable, float *__restrict__ dimage_rows, const int *__restrict__ source,
+                          const __nv_bfloat16 *__restrict__ dx, int N, int C) {
+    const int n = static_cast<int>(blockIdx.x), s = source[n];
+    bool seen = false;
+    for (int m = static_cast<int>(threadIdx.x); m < n; m += static_cast<int>(blockDim.x)) seen = seen || source[m] == s;
+    if (__syncthreads_or(seen)) return;
+    float *to = s >= 0 ? dtable : dimage_rows;
+    if (!to) return;
+    to += static_cast<size_t>(s >= 0 ? s : -1 - s) * C;
+    for (int m = n; m < N; m++) {
+        if (source[m] != s) continue;
+        for (int c = static_cast<int>(threadIdx.x); c < C; c += static_cast<int>(blockDim.x))
+            to[c] += __bfloat162float(dx[static_cast<size_t>(m) * C + c]);
+    }
+}
+
 /* One block per patch; writes are contiguous, reads come in runs of P floats. */
 __global__ void __launch_bounds__(256)
     patch_extract_kernel(__nv_bfloat16 *__restrict__ rows, const float *__restrict__ pixels, int S, int P) {
@@ -49,6 +67,12 @@ void embed_forward(struct device *dev, bf16 *x, const int *source, const bf16 *t
         LAUNCH((embed_forward_kernel<8>), N, row_threads(C / 8, 256), 0, dev->stream, x, source, table, image_rows, C);
     else
         LAUNCH((embed_forward_kernel<1>), N, row_threads(C, 256), 0, dev->stream, x, source, table, image_rows, C);
+}
+
+void embed_backward(struct device *dev, float *dtable, float *dimage_rows, const int *source, const bf16 *dx, int N, int C) {
+    OP_RANGE();
+    if (N <= 0) return;
+    LAUNCH(embed_backward_kernel, N, 256, 0, dev->stream, dtable, dimage_rows, source, dx, N, C);
 }
 
 void patch_extract(struct device *dev, bf16 *rows, const float *pixels, int B, int S, int P) {

@@ -7,6 +7,11 @@ EXTERN_C_BEGIN
  * Cost: reads and writes N*C elements; memory bound. */
 void OP(embed_forward)(struct device *dev, act_t *x, const int *source, const act_t *table, const act_t *image_rows, int N, int C);
 
+/* Its backward, rows of one source added in the order of n:
+ *   dtable[s] += dx[n] where source[n] == s,    dimage_rows[r] += dx[n] where source[n] == -1 - r
+ *   dtable [acc] (V, C) f32    dimage_rows [acc] (R, C) f32, either NULL: not wanted    dx [in] (N, C) act */
+void OP(embed_backward)(struct device *dev, real_t *dtable, real_t *dimage_rows, const int *source, const act_t *dx, int N, int C);
+
 /* Non-overlapping patches as rows, in the order of a convolution weight (C_in, P, P):
  * rows[b*(S/P)^2 + i*(S/P) + j][c*P*P + u*P + v] = pixels[b][c][i*P+u][j*P+v]
  *   rows [out] (B*(S/P)^2, 3*P*P) act    pixels [in] (B, 3, S, S) f32.  Needs S % P == 0. */

@@ -1,10 +1,14 @@
 /* gemm.cu - see gemm.h. cuBLASLt on a GPU; under the SIMT layer a host product with the same roundings: bf16 in, sums in
  * f32, bias added in f32, one rounding at the end.
  *
- * cuBLASLt is column-major: our row-major y (N, O) is its O x N matrix y^T = w x^T, w (O, I) is an I x O matrix taken
- * transposed, x (N, I) an I x N matrix. */
+ * cuBLASLt is column-major: our row-major (N, O) is its O x N matrix. So, of a and b as they lie there:
+ *   FORWARD  y^T  (O x N) = w (I x O) transposed  x (I x N)
+ *   INPUT    dx^T (I x N) = w (I x O)             dy (O x N)
+ *   WEIGHT   dw^T (I x O) += x (I x N)            dy (O x N) transposed */
 #include "kernels/vec.cuh"
 #include "kernels/gemm.h"
+
+enum product_kind { FORWARD, INPUT, WEIGHT };
 
 #ifdef __CUDACC__
 #include <cublasLt.h>
@@ -17,9 +21,9 @@
 
 /* What one shape needs; asking cuBLASLt for it costs tens of microseconds, so it is kept. */
 struct plan {
-    int N, I, O, real, bias, alignment; /* the key; N 0: empty */
+    int kind, N, I, O, real, bias, alignment; /* the key; N 0: empty */
     cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t w, x, y;
+    cublasLtMatrixLayout_t a, b, y;
     cublasLtMatmulAlgo_t algorithm;
 };
 
@@ -31,8 +35,8 @@ struct blas {
 
 static void plan_free(struct plan *p) {
     if (!p->N) return;
-    cublasLtMatrixLayoutDestroy(p->w);
-    cublasLtMatrixLayoutDestroy(p->x);
+    cublasLtMatrixLayoutDestroy(p->a);
+    cublasLtMatrixLayoutDestroy(p->b);
     cublasLtMatrixLayoutDestroy(p->y);
     cublasLtMatmulDescDestroy(p->operation);
     p->N = 0;
@@ -65,11 +69,16 @@ static void plan_make(struct blas *blas, struct plan *p) {
     const uint32_t alignment = static_cast<uint32_t>(p->alignment);
     const uint64_t N = static_cast<uint64_t>(p->N), I = static_cast<uint64_t>(p->I), O = static_cast<uint64_t>(p->O);
     BLAS_CHECK(cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    BLAS_CHECK(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    if (p->kind == FORWARD)
+        BLAS_CHECK(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    if (p->kind == WEIGHT)
+        BLAS_CHECK(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transposed, sizeof transposed));
     if (p->bias) BLAS_CHECK(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    BLAS_CHECK(cublasLtMatrixLayoutCreate(&p->w, CUDA_R_16BF, I, O, p->I));
-    BLAS_CHECK(cublasLtMatrixLayoutCreate(&p->x, CUDA_R_16BF, I, N, p->I));
-    BLAS_CHECK(cublasLtMatrixLayoutCreate(&p->y, p->real ? CUDA_R_32F : CUDA_R_16BF, O, N, p->O));
+    const uint64_t a_columns = p->kind == WEIGHT ? N : O, b_rows = p->kind == FORWARD ? I : O;
+    const uint64_t y_rows = p->kind == FORWARD ? O : I, y_columns = p->kind == WEIGHT ? O : N;
+    BLAS_CHECK(cublasLtMatrixLayoutCreate(&p->a, CUDA_R_16BF, I, a_columns, static_cast<int64_t>(I)));
+    BLAS_CHECK(cublasLtMatrixLayoutCreate(&p->b, CUDA_R_16BF, b_rows, N, static_cast<int64_t>(b_rows)));
+    BLAS_CHECK(cublasLtMatrixLayoutCreate(&p->y, p->real ? CUDA_R_32F : CUDA_R_16BF, y_rows, y_columns, static_cast<int64_t>(y_rows)));
     cublasLtMatmulPreference_t preference;
     BLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
     BLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
@@ -79,18 +88,18 @@ static void plan_make(struct blas *blas, struct plan *p) {
     for (int i = 0; i < 4; i++) BLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, operands[i], &alignment, sizeof alignment));
     cublasLtMatmulHeuristicResult_t result;
     int found = 0;
-    BLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(blas->handle, p->operation, p->w, p->x, p->y, p->y, preference, 1, &result, &found));
+    BLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(blas->handle, p->operation, p->a, p->b, p->y, p->y, preference, 1, &result, &found));
     CHECK(found == 1, "cuBLASLt knows no algorithm for N=%d I=%d O=%d", p->N, p->I, p->O);
     p->algorithm = result.algo;
     cublasLtMatmulPreferenceDestroy(preference);
 }
 
 static struct plan *plan_for(struct blas *blas, const struct plan *key) {
-    const int values[] = {key->N, key->I, key->O, key->real * 2 + key->bias, key->alignment};
+    const int values[] = {key->N, key->I, key->O, key->kind * 4 + key->real * 2 + key->bias, key->alignment};
     unsigned hash = 2166136261u; /* FNV-1a */
     for (int i = 0; i < 5; i++) hash = (hash ^ static_cast<unsigned>(values[i])) * 16777619u;
     struct plan *p = &blas->plan[(hash ^ hash >> 16) % PLANS];
-    if (p->N == key->N && p->I == key->I && p->O == key->O && p->real == key->real && p->bias == key->bias &&
+    if (p->kind == key->kind && p->N == key->N && p->I == key->I && p->O == key->O && p->real == key->real && p->bias == key->bias &&
         p->alignment == key->alignment)
         return p;
     plan_free(p);
@@ -106,14 +115,17 @@ static int common_alignment(const void *a, const void *b, const void *c, const v
     return static_cast<int>(all & (~all + 1));
 }
 
-static void linear(struct device *dev, void *y, bool real, const bf16 *x, const bf16 *w, const bf16 *bias, int N, int I, int O) {
+/* a, b: what FORWARD, INPUT and WEIGHT name first and second; real: the result is f32 */
+static void product(struct device *dev, enum product_kind kind, void *y, bool real, const bf16 *a, const bf16 *b, const bf16 *bias, int N,
+                    int I, int O) {
     struct blas *blas = blas_of(dev);
-    const float one = 1, zero = 0;
+    const float one = 1, beta = kind == WEIGHT ? 1.0f : 0.0f;
     struct plan key = {};
-    key.N = N, key.I = I, key.O = O, key.real = real, key.bias = bias != nullptr, key.alignment = common_alignment(y, x, w, bias);
+    key.kind = kind, key.N = N, key.I = I, key.O = O, key.real = real, key.bias = bias != nullptr,
+    key.alignment = common_alignment(y, a, b, bias);
     struct plan *p = plan_for(blas, &key);
     if (bias) BLAS_CHECK(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    BLAS_CHECK(cublasLtMatmul(blas->handle, p->operation, &one, w, p->w, x, p->x, &zero, y, p->y, y, p->y, &p->algorithm,
+    BLAS_CHECK(cublasLtMatmul(blas->handle, p->operation, &one, a, p->a, b, p->b, &beta, y, p->y, y, p->y, &p->algorithm,
                               dev->blas_workspace, DEVICE_WORKSPACE_BYTES, dev->stream));
 }
 
@@ -125,39 +137,56 @@ constexpr int COLUMNS = 256; /* of one task; fixed, so that no bit depends on th
 static float *widened(const bf16 *from, size_t n) {
     float *to = static_cast<float *>(malloc(n * sizeof(float)));
     CHECK(to, "%zu floats", n);
+#pragma omp parallel for schedule(static)
     for (size_t i = 0; i < n; i++) to[i] = __bfloat162float(from[i]);
     return to;
 }
 
-static void linear(struct device *, void *y, bool real, const bf16 *x, const bf16 *w, const bf16 *bias, int N, int I, int O) {
-    const size_t n = static_cast<size_t>(N), in = static_cast<size_t>(I), out = static_cast<size_t>(O);
-    float *xf = widened(x, n * in), *sum = static_cast<float *>(malloc(n * out * sizeof(float)));
+/* y (rows, columns) row-major, y^T as above; a is the operand of y's columns, b that of its rows. */
+static void product(struct device *, enum product_kind kind, void *y, bool real, const bf16 *a, const bf16 *b, const bf16 *bias, int N,
+                    int I, int O) {
+    const int rows = kind == WEIGHT ? O : N, columns = kind == FORWARD ? O : I, depth = kind == FORWARD ? I : kind == INPUT ? O : N;
+    const int b_width = kind == FORWARD ? I : O;
+    const size_t n = static_cast<size_t>(rows), out = static_cast<size_t>(columns);
+    float *bf = widened(b, static_cast<size_t>(N) * b_width), *sum = static_cast<float *>(malloc(n * out * sizeof(float)));
+    float *af = widened(a, static_cast<size_t>(kind == WEIGHT ? N : O) * I);
     CHECK(sum, "N=%d O=%d", N, O);
 #pragma omp parallel for schedule(dynamic)
-    for (int o = 0; o < O; o += COLUMNS) {
-        const int wide = O - o < COLUMNS ? O - o : COLUMNS;
-        float *wf = widened(w + static_cast<size_t>(o) * in, static_cast<size_t>(wide) * in);
-        const dnnl_status_t status = dnnl_sgemm('N', 'T', N, wide, I, 1.0f, xf, I, wf, I, 0.0f, sum + o, O);
-        CHECK(status == dnnl_success, "dnnl_sgemm %dx%dx%d: status %d", N, wide, I, static_cast<int>(status));
-        free(wf);
+    for (int o = 0; o < columns; o += COLUMNS) {
+        const int wide = columns - o < COLUMNS ? columns - o : COLUMNS;
+        const float *from = af + (kind == FORWARD ? static_cast<size_t>(o) * I : static_cast<size_t>(o));
+        const dnnl_status_t status = dnnl_sgemm(kind == WEIGHT ? 'T' : 'N', kind == FORWARD ? 'T' : 'N', rows, wide, depth, 1.0f, bf,
+                                                b_width, from, I, 0.0f, sum + o, columns);
+        CHECK(status == dnnl_success, "dnnl_sgemm %dx%dx%d: status %d", rows, wide, depth, static_cast<int>(status));
     }
     for (size_t i = 0; i < n * out; i++) {
         if (real)
-            static_cast<float *>(y)[i] = sum[i];
+            static_cast<float *>(y)[i] = sum[i] + (kind == WEIGHT ? static_cast<float *>(y)[i] : 0.0f);
         else
             static_cast<bf16 *>(y)[i] = __float2bfloat16(sum[i] + (bias ? __bfloat162float(bias[i % out]) : 0.0f));
     }
     free(sum);
-    free(xf);
+    free(af);
+    free(bf);
 }
 #endif
 
 void linear_forward(struct device *dev, bf16 *y, const bf16 *x, const bf16 *w, const bf16 *bias, int N, int I, int O) {
     OP_RANGE();
-    if (N > 0 && O > 0) linear(dev, y, false, x, w, bias, N, I, O);
+    if (N > 0 && O > 0) product(dev, FORWARD, y, false, w, x, bias, N, I, O);
 }
 
 void linear_forward_real(struct device *dev, float *y, const bf16 *x, const bf16 *w, int N, int I, int O) {
     OP_RANGE();
-    if (N > 0 && O > 0) linear(dev, y, true, x, w, nullptr, N, I, O);
+    if (N > 0 && O > 0) product(dev, FORWARD, y, true, w, x, nullptr, N, I, O);
+}
+
+void linear_backward_input(struct device *dev, bf16 *dx, const bf16 *dy, const bf16 *w, int N, int I, int O) {
+    OP_RANGE();
+    if (N > 0 && I > 0) product(dev, INPUT, dx, false, w, dy, nullptr, N, I, O);
+}
+
+void linear_backward_weight(struct device *dev, float *dw, const bf16 *dy, const bf16 *x, int N, int I, int O) {
+    OP_RANGE();
+    if (N > 0 && O > 0) product(dev, WEIGHT, dw, true, x, dy, nullptr, N, I, O);
 }

@@ -10,4 +10,11 @@ void OP(linear_forward)(struct device *dev, act_t *y, const act_t *x, const act_
 /* The same with the result left in f32 (logits). */
 void OP(linear_forward_real)(struct device *dev, real_t *y, const act_t *x, const act_t *w, int N, int I, int O);
 
+/* Backward of y = x w^T.
+ *   dx = dy w        dx [out] (N, I) act     dy [in] (N, O) act    w [in] (O, I) act
+ *   dw += dy^T x     dw [acc] (O, I) f32     dy [in] (N, O) act    x [in] (N, I) act
+ * Sums in f32; dx rounded once to act. Cost: 2*N*I*O flops each. Bitwise repeatable. */
+void OP(linear_backward_input)(struct device *dev, act_t *dx, const act_t *dy, const act_t *w, int N, int I, int O);
+void OP(linear_backward_weight)(struct device *dev, real_t *dw, const act_t *dy, const act_t *x, int N, int I, int O);
+
 EXTERN_C_END

@@ -12,4 +12,11 @@ void OP(rmsnorm_forward)(struct device *dev, act_t *y, real_t *rstd, const act_t
 void OP(layernorm_forward)(struct device *dev, act_t *y, real_t *mean, real_t *rstd, const act_t *x, const act_t *w, const act_t *b, int N,
                            int C, real_t eps);
 
+/* Backward of rmsnorm_forward as the exact formula, g = dy * w:   dx += rstd * (g - x * rstd^2 * mean(g * x))
+ *   dx [acc] (N, C) act    dy, x [in] (N, C) act    rstd [in] (N) f32, the forward's    w [in] (C) act
+ * The sum is formed in f32 and rounded once to act. Cost: reads 3 N*C, writes N*C elements. Bitwise repeatable. */
+void OP(rmsnorm_backward)(struct device *dev, act_t *dx, const act_t *dy, const act_t *x, const real_t *rstd, const act_t *w, int N, int C);
+/* dw += sum_n dy * x * rstd.    dw [acc] (C) f32    the rest as above. Rows are added in a fixed order. */
+void OP(rmsnorm_backward_weight)(struct device *dev, real_t *dw, const act_t *dy, const act_t *x, const real_t *rstd, int N, int C);
+
 EXTERN_C_END

@@ -10,4 +10,10 @@ EXTERN_C_BEGIN
 void OP(qkv_split_rope)(struct device *dev, act_t *q, act_t *k, act_t *v, const act_t *qkv, const int *position, const real_t *cosine,
                         const real_t *sine, int N, int H, int G, int D);
 
+/* Its backward: dq and dk rotated back, all three laid side by side.
+ *   dx[i] = dy[i]*c + dy[i+D/2]*s,  dx[i+D/2] = dy[i+D/2]*c - dy[i]*s
+ *   dqkv [out] (N, (H+2G)*D) act    dq [in] (N, H, D) act    dk, dv [in] (N, G, D) act    the rest as above, no NULL */
+void OP(qkv_split_rope_backward)(struct device *dev, act_t *dqkv, const act_t *dq, const act_t *dk, const act_t *dv, const int *position,
+                                 const real_t *cosine, const real_t *sine, int N, int H, int G, int D);
+
 EXTERN_C_END

@@ -7,6 +7,7 @@ EXTERN_C_BEGIN
 
 /* Name of row `index` of the op's variant table, NULL past its end. */
 const char *attention_variant(int index);
+const char *attention_backward_variant(int index);
 
 /* From now on ops take this row of their tables where it fits the shape; -1: their own choice. */
 void device_force_variant(struct device *dev, int index);

@@ -378,6 +378,11 @@ bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *wh
     return judge(t, out, what, ref, plain, 2, magnitude);
 }
 
+bool op_check_gradient_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain,
+                           double magnitude) {
+    return judge(t, out, what, ref, plain, 3, magnitude);
+}
+
 bool op_check_each(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, double units) {
     if (!is_low(out->type)) return true;
     double worst = 0;

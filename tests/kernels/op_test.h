@@ -109,6 +109,8 @@ bool op_check_gradient(struct op_test *t, const struct op_buffer *out, const cha
 /* For sums: `magnitude` is the largest sum of |terms| of any element. */
 bool op_check_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain,
                   double magnitude);
+bool op_check_gradient_sum(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, const float *plain,
+                           double magnitude);
 /* Elementwise ops, bf16 outputs only (f32: true): each element within `units` roundings of its own magnitude, 1e-30 apart from zero. */
 bool op_check_each(struct op_test *t, const struct op_buffer *out, const char *what, const double *ref, double units);
 /* Every element equal (copies, permutations), integers equal. */
