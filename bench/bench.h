@@ -8,7 +8,7 @@
 #include "kernels/device.h"
 #include "kernels/op.h"
 
-enum { BENCH_DIMS = 7, BENCH_TENSORS = 48 };
+enum { BENCH_DIMS = 8, BENCH_TENSORS = 48 };
 
 /* One op at one shape. Owns its tensors. */
 struct bench {
