@@ -49,7 +49,7 @@ static int buffers_take(struct device *dev, struct buffers *b, int K, int d, str
 
 /* Encodes the chunk in the feed. A JumpReLU row may have more active features than there are slots: then once more with enough. */
 static int encode_chunk(struct sae *sae, struct buffers *b, const void *x, int n, struct error *err) {
-    if (sae->activation != SAE_TOPK) {
+    if (!sae_fixed_k(sae->activation)) {
         int most = 1;
         sae_encode(sae, b->indices, b->values, b->counts, x, n, b->K);
         device_download(sae->dev, b->host_counts, b->counts, (size_t)n * sizeof(int));
@@ -107,6 +107,16 @@ static int write_codes(const char *path, const struct codes *c, const float *x_h
     return safetensors_writer_commit(w, err);
 }
 
+/* x_hat += skip x */
+static void add_skip(struct sae *sae, float *x_hat, float *skip, const void *x, int n) {
+    size_t count = (size_t)n * (size_t)sae->d;
+    float *host = memory_take(count, sizeof *host);
+    sae_skip(sae, skip, x, n);
+    device_download(sae->dev, host, skip, count * sizeof *host);
+    for (size_t i = 0; i < count; i++) x_hat[i] += host[i];
+    free(host);
+}
+
 static int encode_rows(struct device *dev, const struct sae_host *host, const struct rows *rows, const char *out, struct error *err) {
     struct sae sae = {0};
     struct row_feed feed = {0};
@@ -114,12 +124,17 @@ static int encode_rows(struct device *dev, const struct sae_host *host, const st
     struct codes codes = {0};
     struct progress progress;
     int status = -1, d = rows->d;
-    float *x_hat = memory_take((size_t)rows->n * (size_t)d + 1, sizeof *x_hat);
+    float *skip = NULL, *x_hat = memory_take((size_t)rows->n * (size_t)d + 1, sizeof *x_hat);
     codes.counts = memory_take((size_t)rows->n + 1, sizeof *codes.counts);
-    int slots = host->activation == SAE_TOPK ? host->K : host->M < JUMPRELU_SLOTS ? host->M : JUMPRELU_SLOTS;
+    int slots = sae_fixed_k(host->activation) ? host->K : host->M < JUMPRELU_SLOTS ? host->M : JUMPRELU_SLOTS;
     if (sae_upload(&sae, dev, host, CHUNK, false, err) || row_feed_open(&feed, dev, rows, CHUNK, err) ||
         buffers_take(dev, &b, slots, d, err))
         goto done;
+    if (sae.skip && !(skip = device_alloc(dev, (size_t)CHUNK * (size_t)d * sizeof *skip))) {
+        fail(err, "%s: the skip connection of %d rows needs %zu bytes, %zu are free", device_name(dev), CHUNK,
+             (size_t)CHUNK * (size_t)d * sizeof *skip, device_memory_free(dev));
+        goto done;
+    }
     progress_start(&progress, "encode", "rows", rows->n);
     for (int first = 0; first < rows->n; first += CHUNK) {
         int n = rows->n - first < CHUNK ? rows->n - first : CHUNK;
@@ -127,6 +142,7 @@ static int encode_rows(struct device *dev, const struct sae_host *host, const st
         if (encode_chunk(&sae, &b, feed.x, n, err)) goto done;
         OP(sae_decode)(dev, b.x_hat, b.indices, b.values, sae.D, sae.b_d, n, d, b.K);
         device_download(dev, x_hat + (size_t)first * (size_t)d, b.x_hat, (size_t)n * (size_t)d * sizeof(float));
+        if (skip) add_skip(&sae, x_hat + (size_t)first * (size_t)d, skip, feed.x, n);
         keep_active(&codes, &b, first, n);
         progress_update(&progress, first + n, NULL);
     }
@@ -136,13 +152,14 @@ done:
     if (sae.dev) sae_free(&sae);
     row_feed_close(&feed);
     buffers_free(dev, &b);
+    device_free(dev, skip);
     free(codes.counts), free(codes.indices), free(codes.values), free(x_hat);
     return status;
 }
 
 static int set_k(struct sae_host *s, const struct command *self, const char *path, struct error *err) {
     const struct option *k = option(self, "--k");
-    if (s->activation != SAE_TOPK)
+    if (!sae_fixed_k(s->activation))
         return k->given ? fail(err, "encode: --k %s: %s is a %s dictionary, which has no k; leave --k out", k->text, path,
                                sae_activation_name(s->activation))
                         : 0;
@@ -150,6 +167,8 @@ static int set_k(struct sae_host *s, const struct command *self, const char *pat
     if (k->given) s->K = (int)k->number;
     if (s->K < 1) return fail(err, "%s: a TopK dictionary whose files do not say k; give it with --k", path);
     if (s->K > s->M) return fail(err, "encode: --k must be at most %d, the features of %s, found %d", s->M, path, s->K);
+    if (s->activation == SAE_GROUPMAX && s->M % s->K)
+        return fail(err, "encode: --k must divide %d, the features of the groupmax dictionary %s, found %d", s->M, path, s->K);
     return 0;
 }
 
@@ -172,7 +191,11 @@ done:
 }
 
 static struct option options[] = {
-    {.name = "--sae", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "the dictionary: a Llama Scope or SAELens folder"},
+    {.name = "--sae",
+     .value = "DIR",
+     .type = OPTION_TEXT,
+     .required = true,
+     .help = "the dictionary: a folder or file of any format in docs/dictionaries.md"},
     {.name = "--in", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file with the rows"},
     {.name = "--tensor",
      .value = "NAME",

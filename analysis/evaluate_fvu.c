@@ -167,13 +167,13 @@ static int reserve_slots(struct evaluation *e, int K, int M, struct error *err) 
 
 /* Codes of a chunk; K slots a row are in use. JumpReLU rows with more active features than slots: once more with enough. */
 static int encode_chunk(struct evaluation *e, struct sae *s, const void *x, int n, int *K, struct error *err) {
-    *K = s->activation == SAE_TOPK ? s->K : s->M < 128 ? s->M : 128;
-    if (s->activation != SAE_TOPK && e->slots > *K) *K = e->slots < s->M ? e->slots : s->M;
+    *K = sae_fixed_k(s->activation) ? s->K : s->M < 128 ? s->M : 128;
+    if (!sae_fixed_k(s->activation) && e->slots > *K) *K = e->slots < s->M ? e->slots : s->M;
     for (;;) {
         int most = 0;
         if (reserve_slots(e, *K, s->M, err)) return -1;
         sae_encode(s, e->indices, e->values, e->counts, x, n, *K);
-        if (s->activation == SAE_TOPK) return 0;
+        if (sae_fixed_k(s->activation)) return 0;
         device_download(e->dev, e->host_counts, e->counts, (size_t)n * sizeof(int));
         for (int i = 0; i < n; i++) most = e->host_counts[i] > most ? e->host_counts[i] : most;
         if (most <= *K) return 0;
@@ -279,6 +279,8 @@ static int open_dictionary(struct evaluation *e, struct layer *l, const char *pa
     *native = host.activation != SAE_TOPK || host.K != e->c->k;
     if (host.d != e->d)
         fail(err, "%s: expected a dictionary of width %d, found %d", path, e->d, host.d);
+    else if (host.transcoder)
+        fail(err, "%s: a transcoder, which does not give back its input; expected a sparse autoencoder", path);
     else if (!topk || sae_make_topk(&host, e->c->k, err) == 0)
         status = sae_upload(&l->saes[l->n_saes], e->dev, &host, CHUNK, e->c->bf16_products, err);
     sae_host_free(&host);

@@ -83,16 +83,13 @@ static int read_config(struct sae_host *s, struct scope *c, const char *file, st
         fail(err, "%s: \"use_glu_encoder\": dictionaries with a gated (GLU) encoder are not supported", file);
         goto done;
     }
-    if (in && out && strcmp(in, out) != 0) {
-        fail(err, "%s: a transcoder from %.100s to %.100s; expected one hook point for input and output", file, in, out);
-        goto done;
-    }
+    s->transcoder = in && out && strcmp(in, out) != 0;
     if (read_norm(c, o, file, err) || read_activation(s, c, o, file, err)) goto done;
     if (s->activation == SAE_TOPK && s->K > s->M) {
         fail(err, "%s: \"top_k\" is %d but \"d_sae\" %d", file, s->K, s->M);
         goto done;
     }
-    snprintf(s->hook, sizeof s->hook, "%s", out ? out : in ? in : "");
+    snprintf(s->hook, sizeof s->hook, "%s", in ? in : out ? out : "");
     status = 0;
 done:
     json_decref(o);
@@ -100,30 +97,31 @@ done:
 }
 
 static void fold(struct sae_host *s, const struct scope *c) {
-    size_t d = (size_t)s->d;
-    double root = sqrt((double)s->d);
-    float s_in = c->scaled ? (float)(root / c->norm_in) : 1, s_out = c->scaled ? (float)(root / c->norm_out) : 1;
-    float ratio = c->scaled ? (float)((root / c->norm_in) / (root / c->norm_out)) : 1;
-    for (size_t i = 0; i < d; i++) s->b_d[i] /= s_out;
-#pragma omp parallel for schedule(static)
-    for (int f = 0; f < s->M; f++) {
-        float *E = s->E + (size_t)f * d, *D = s->D + (size_t)f * d, b = s->b_e[f] / s_in;
-        double sum = 0, shift = 0;
-        for (size_t i = 0; i < d; i++) {
-            D[i] *= ratio;
-            sum += (double)D[i] * (double)D[i];
-        }
-        float n = (float)sqrt(sum);
-        if (c->decoder_norm) {
-            for (size_t i = 0; i < d; i++) {
-                D[i] = n > 0 ? D[i] / n : 0; /* a zero row is a feature that writes nothing: it stays silent */
-                E[i] *= n;
-            }
-            b *= n;
-        }
-        for (size_t i = 0; i < d; i++) shift += (double)E[i] * (double)s->b_d[i];
-        s->b_e[f] = c->pre_bias ? (float)((double)b - shift) : b;
+    size_t d = (size_t)s->d, M = (size_t)s->M;
+    double root = sqrt((double)s->d), s_in = c->scaled ? root / c->norm_in : 1, s_out = c->scaled ? root / c->norm_out : 1;
+    for (size_t i = 0; i < d; i++) s->b_d[i] /= (float)s_out;
+    for (size_t f = 0; f < M; f++) s->b_e[f] /= (float)s_in;
+    for (size_t i = 0; i < M * d; i++) s->D[i] *= (float)(s_in / s_out);
+    if (c->decoder_norm) fold_decoder_norms(s);
+    if (c->pre_bias) fold_pre_bias(s, 1);
+}
+
+/* Pruned files carry a mask of features; only one that keeps them all is taken. */
+static int refuse_mask(const struct tensors *st, const char *file, struct error *err) {
+    static const char *const unsupported[] = {"encoder_glu.weight", "log_jumprelu_threshold"};
+    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
+        if (tensor_named(st, unsupported[i]))
+            return fail(err, "%s: tensor %s: a GLU or 2025 dictionary under a v1 configuration, which is not supported", file,
+                        unsupported[i]);
+    const struct tensor *mask = tensor_named(st, "feature_act_mask");
+    for (size_t i = 0; mask && mask->dtype != DTYPE_OTHER && i < mask->count; i++) {
+        float v;
+        tensor_to_f32(mask, i, 1, &v);
+        if (v != 1.0f)
+            return fail(err, "%s: tensor feature_act_mask: pruned features are not supported (expected all 1, element %zu is %g)", file, i,
+                        (double)v);
     }
+    return 0;
 }
 
 int llama_scope_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err) {
@@ -131,28 +129,20 @@ int llama_scope_read(struct sae_host *s, const struct sae_files *files, bool arr
     struct tensors *st = NULL;
     int status = -1;
     if (read_config(s, &c, files->config, err)) return -1;
-    if (!arrays) return 0;
     if (tensors_open(&st, files->weights, err)) return -1;
-    static const char *const unsupported[] = {"encoder_glu.weight", "feature_act_mask", "log_jumprelu_threshold"};
-    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++)
-        if (tensors_find(st, unsupported[i])) {
-            fail(err, "%s: tensor %s: this variant (GLU, pruned or 2025 dictionary) is not supported", files->weights, unsupported[i]);
-            goto done;
-        }
-    if (tensor_load(&s->E, st, "encoder.weight", s->M, s->d, false, err) || tensor_load(&s->b_e, st, "encoder.bias", s->M, 0, false, err) ||
-        tensor_load(&s->D, st, "decoder.weight", s->d, s->M, true, err))
+    if (refuse_mask(st, files->weights, err) || tensor_load(arrays ? &s->E : NULL, st, "encoder.weight", s->M, s->d, false, err) ||
+        tensor_load(arrays ? &s->b_e : NULL, st, "encoder.bias", s->M, 0, false, err) ||
+        tensor_load(arrays ? &s->D : NULL, st, "decoder.weight", s->d, s->M, true, err) ||
+        (c.decoder_bias && tensor_load(arrays ? &s->b_d : NULL, st, "decoder.bias", s->d, 0, false, err)))
         goto done;
-    if (c.decoder_bias) {
-        if (tensor_load(&s->b_d, st, "decoder.bias", s->d, 0, false, err)) goto done;
-    } else {
-        s->b_d = memory_take((size_t)s->d, sizeof *s->b_d);
-    }
+    status = 0;
+    if (!arrays) goto done;
+    if (!c.decoder_bias) s->b_d = memory_take((size_t)s->d, sizeof *s->b_d);
     fold(s, &c);
     if (s->activation == SAE_JUMPRELU) {
         s->threshold = memory_take((size_t)s->M, sizeof *s->threshold);
         for (int f = 0; f < s->M; f++) s->threshold[f] = (float)c.threshold;
     }
-    status = 0;
 done:
     tensors_close(st);
     return status;

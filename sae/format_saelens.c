@@ -113,44 +113,23 @@ static int refuse_scaling(const struct tensors *st, const char *file, struct err
     return 0;
 }
 
-static void fold(struct sae_host *s, const struct lens *c) {
-    size_t d = (size_t)s->d;
-#pragma omp parallel for schedule(static)
-    for (int f = 0; f < s->M; f++) {
-        float *E = s->E + (size_t)f * d, *D = s->D + (size_t)f * d;
-        double sum = 0, shift = 0;
-        for (size_t i = 0; i < d; i++) {
-            shift += (double)E[i] * (double)s->b_d[i];
-            sum += (double)D[i] * (double)D[i];
-        }
-        if (c->pre_bias) s->b_e[f] = (float)((double)s->b_e[f] - shift);
-        if (!c->rescale) continue;
-        float n = (float)sqrt(sum);
-        s->b_e[f] *= n;
-        for (size_t i = 0; i < d; i++) {
-            E[i] *= n;
-            D[i] = n > 0 ? D[i] / n : 0;
-        }
-    }
-}
-
 int saelens_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err) {
     struct lens c = {false, false};
     struct tensors *st = NULL;
     int status = -1;
     if (read_config(s, &c, files->config, err)) return -1;
-    if (!arrays) return 0;
     if (tensors_open(&st, files->weights, err)) return -1;
-    if (refuse_scaling(st, files->weights, err) || tensor_load(&s->E, st, "W_enc", s->d, s->M, true, err) ||
-        tensor_load(&s->b_e, st, "b_enc", s->M, 0, false, err) || tensor_load(&s->D, st, "W_dec", s->M, s->d, false, err) ||
-        tensor_load(&s->b_d, st, "b_dec", s->d, 0, false, err))
+    if (refuse_scaling(st, files->weights, err) || tensor_load(arrays ? &s->E : NULL, st, "W_enc", s->d, s->M, true, err) ||
+        tensor_load(arrays ? &s->b_e : NULL, st, "b_enc", s->M, 0, false, err) ||
+        tensor_load(arrays ? &s->D : NULL, st, "W_dec", s->M, s->d, false, err) ||
+        tensor_load(arrays ? &s->b_d : NULL, st, "b_dec", s->d, 0, false, err) ||
+        (s->activation == SAE_JUMPRELU && tensor_load(arrays ? &s->threshold : NULL, st, "threshold", s->M, 0, false, err)))
         goto done;
-    if (s->activation == SAE_JUMPRELU) {
-        if (tensor_load(&s->threshold, st, "threshold", s->M, 0, false, err)) goto done;
-        for (int f = 0; f < s->M; f++) s->threshold[f] = fmaxf(s->threshold[f], 0);
-    }
-    fold(s, &c);
     status = 0;
+    if (!arrays) goto done;
+    for (int f = 0; f < s->M && s->threshold; f++) s->threshold[f] = fmaxf(s->threshold[f], 0);
+    if (c.pre_bias) fold_pre_bias(s, 1);
+    if (c.rescale) fold_decoder_norms(s);
 done:
     tensors_close(st);
     return status;

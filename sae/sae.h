@@ -5,24 +5,40 @@
 #include "host/error.h"
 #include "kernels/device.h"
 #include <stdbool.h>
-enum sae_activation { SAE_TOPK, SAE_JUMPRELU, SAE_RELU };
-enum sae_format { SAE_FORMAT_LLAMA_SCOPE, SAE_FORMAT_SAELENS };
+enum sae_activation {
+    SAE_TOPK,     /* the K largest h, relu */
+    SAE_JUMPRELU, /* h where h > threshold (strict); gated and batch-topk dictionaries become this */
+    SAE_RELU,
+    SAE_SIGNED,   /* the K largest |h|, sign kept */
+    SAE_GROUPMAX, /* features in K groups of M/K neighbours: relu of each group's largest h */
+};
+enum sae_format {
+    SAE_FORMAT_LLAMA_SCOPE,
+    SAE_FORMAT_OPENMOSS_EARLY, /* January to June 2025 */
+    SAE_FORMAT_OPENMOSS,
+    SAE_FORMAT_SAELENS,
+    SAE_FORMAT_SPARSIFY,
+};
 struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md */
     enum sae_format format;
     enum sae_activation activation;
-    int d, M, K; /* K: TopK's k, 0 when the file does not hold one */
+    bool transcoder; /* x_hat is not x's reconstruction but another hook point's value */
+    int d, M, K;     /* K: active features of a row where the activation fixes them; 0 when the file does not hold it */
     float *E, *D, *b_e, *b_d;
     float *threshold;  /* (M), JumpReLU; else NULL */
     float *rank_scale; /* (M), TopK ranked by h * rank_scale; else NULL */
-    char hook[128];    /* "blocks.3.hook_resid_post", "" when unknown */
+    float *skip;       /* (d, d), transcoders: x_hat += skip x; else NULL */
+    char hook[128];    /* "blocks.3.hook_resid_post", "" when unknown; a transcoder's input */
     int layer;         /* of the hook, -1 when unknown */
 };
 int sae_load(struct sae_host *s, const char *path, struct error *err); /* folder or file; recognises the format */
 int sae_peek(struct sae_host *s, const char *path, struct error *err); /* the same without the arrays (NULL): configuration only */
 int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err); /* cfg.json + sae_weights.safetensors, atomic */
 void sae_host_free(struct sae_host *s);
-const char *sae_format_name(enum sae_format f);         /* "Llama Scope v1", "SAELens" */
-const char *sae_activation_name(enum sae_activation a); /* "topk", "jumprelu", "relu" */
+const char *sae_format_name(enum sae_format f);         /* "Llama Scope v1", "SAELens", ... */
+const char *sae_activation_name(enum sae_activation a); /* "topk", "jumprelu", "relu", "signed topk", "groupmax" */
+/* Rows have K code slots, no more and no fewer; else (jumprelu, relu) as many as are active. */
+bool sae_fixed_k(enum sae_activation a);
 /* Random start: seeded unit decoder rows, encoder their copy, biases 0. */
 int sae_random(struct sae_host *s, int d, int M, int K, unsigned long seed, struct error *err);
 
@@ -30,8 +46,9 @@ struct sae { /* on the device */
     struct device *dev;
     enum sae_activation activation;
     int d, M, K;
-    float *E, *D, *b_e, *b_d, *threshold, *rank_scale;
-    void *E_low;   /* bf16 (M, d) when products are bf16, else NULL */
+    float *E, *D, *b_e, *b_d, *threshold, *rank_scale; /* E, b_e of a signed one: (2M, ..), the second half with its sign turned */
+    float *skip, *skip_bias, *skip_threshold;
+    void *E_low;   /* bf16, as E, when products are bf16, else NULL */
     void *scratch; /* of the encoder, for max_rows rows */
     size_t scratch_bytes;
     bool scratch_borrowed;
@@ -45,7 +62,8 @@ void sae_free(struct sae *s);
 void sae_refresh_low(struct sae *s, const float *E); /* E_low := bf16(E), E on the host; nothing without E_low */
 /* Device bytes of a dictionary (without the encoder's scratch), and of the encoder's scratch. */
 size_t sae_device_bytes(int d, int M, bool bf16_products);
-/* x (N, d) act_t on the device -> indices, values (N, K) on the device, K slots a row; JumpReLU: counts (N) on the device
- * (NULL for TopK), may exceed K. N <= max_rows. */
+/* x (N, d) act_t on the device -> indices, values (N, K) on the device, K slots a row, ascending; unless sae_fixed_k: counts (N) on the
+ * device, may exceed K. N <= max_rows. Groupmax: K is the dictionary's own. */
 void sae_encode(struct sae *s, int *indices, float *values, int *counts, const void *x, int N, int K);
+void sae_skip(struct sae *s, float *y, const void *x, int N); /* y (N, d) = skip x, which the reconstruction gets too; only with skip */
 #endif

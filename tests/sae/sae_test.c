@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "kernels/sae_ops.h"
+
 float *golden(const char *file, const char *name, size_t *count) {
     struct tensors *st = NULL;
     struct error err = {{0}};
@@ -57,4 +59,73 @@ void write_text(const char *folder, const char *name, const char *text) {
     fputs(text, f);
     fclose(f);
     free(path);
+}
+
+static void *on_device(struct device *dev, const void *host, size_t bytes) {
+    void *p = device_alloc(dev, bytes);
+    assert_non_null(p);
+    if (host) device_upload(dev, p, host, bytes);
+    return p;
+}
+
+void forward(struct device *dev, const struct sae_host *host, const float *x, int n, float *codes, float *reconstruction) {
+    struct sae sae;
+    struct error err = {{0}};
+    int K = sae_fixed_k(host->activation) ? host->K : host->M;
+    size_t slots = (size_t)n * (size_t)K, rows = (size_t)n * (size_t)host->d;
+    assert_int_equal(sae_upload(&sae, dev, host, n, false, &err), 0);
+    float *dx = on_device(dev, x, rows * sizeof *x), *dv = on_device(dev, NULL, slots * sizeof(float));
+    float *dr = on_device(dev, NULL, rows * sizeof(float)), *skip = memory_take(rows, sizeof *skip);
+    int *di = on_device(dev, NULL, slots * sizeof(int)), *dc = on_device(dev, NULL, (size_t)n * sizeof(int));
+    sae_encode(&sae, di, dv, dc, dx, n, K);
+    sae_decode(dev, dr, di, dv, sae.D, sae.b_d, n, host->d, K);
+    int *indices = memory_take(slots, sizeof *indices);
+    float *values = memory_take(slots, sizeof *values);
+    device_download(dev, indices, di, slots * sizeof *indices);
+    device_download(dev, values, dv, slots * sizeof *values);
+    device_download(dev, reconstruction, dr, rows * sizeof *reconstruction);
+    if (sae.skip) {
+        sae_skip(&sae, dr, dx, n);
+        device_download(dev, skip, dr, rows * sizeof *skip);
+        for (size_t i = 0; i < rows; i++) reconstruction[i] += skip[i];
+    }
+    memset(codes, 0, (size_t)n * (size_t)host->M * sizeof *codes);
+    for (size_t i = 0; i < slots; i++) {
+        if (indices[i] < 0) continue;
+        if (i % (size_t)K && indices[i] <= indices[i - 1] && values[i] != 0) fail_msg("slot %zu is not ascending", i);
+        codes[i / (size_t)K * (size_t)host->M + (size_t)indices[i]] = values[i];
+    }
+    device_free(dev, dx), device_free(dev, dv), device_free(dev, dr), device_free(dev, di), device_free(dev, dc);
+    free(indices), free(values), free(skip);
+    sae_free(&sae);
+}
+
+void check_golden(struct device *dev, const char *name, const char *inner, enum sae_format format, enum sae_activation activation, int K,
+                  int layer) {
+    char folder[192], expected[192];
+    struct sae_host s, peeked;
+    struct error err = {{0}};
+    snprintf(folder, sizeof folder, GOLDEN "%s/%s", name, inner);
+    snprintf(expected, sizeof expected, GOLDEN "%s/expected.safetensors", name);
+    if (sae_load(&s, folder, &err) || sae_peek(&peeked, folder, &err)) fail_msg("%s", err.text);
+    assert_int_equal(s.format, format);
+    assert_int_equal(s.activation, activation);
+    assert_int_equal(s.K, K);
+    assert_int_equal(s.layer, layer);
+    assert_true(peeked.M == s.M && peeked.d == s.d && peeked.K == K && peeked.layer == layer && !peeked.E && !peeked.threshold);
+    size_t n, m, N;
+    float *x = golden(expected, "x", &N), *codes = golden(expected, "codes", &n), *codes32 = golden(expected, "codes.f32", NULL);
+    float *r = golden(expected, "reconstruction", &m), *r32 = golden(expected, "reconstruction.f32", NULL);
+    float *ours = memory_take(n, sizeof *ours), *rebuilt = memory_take(m, sizeof *rebuilt);
+    N /= (size_t)s.d;
+    assert_true(N * (size_t)s.M == n && N * (size_t)s.d == m);
+    forward(dev, &s, x, (int)N, ours, rebuilt);
+    print_message("  %s\n", name);
+    for (size_t i = 0; i < n; i++)
+        if ((ours[i] != 0) != (codes[i] != 0))
+            fail_msg("%s: row %zu feature %zu: %g, expected %g", name, i / (size_t)s.M, i % (size_t)s.M, (double)ours[i], (double)codes[i]);
+    check_floor("codes", ours, codes, codes32, n);
+    check_floor("reconstruction", rebuilt, r, r32, m);
+    free(x), free(codes), free(codes32), free(r), free(r32), free(ours), free(rebuilt);
+    sae_host_free(&s);
 }

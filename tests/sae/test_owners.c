@@ -1,0 +1,92 @@
+/* test_owners.c - dictionaries written by the libraries that own the formats give those libraries' codes and reconstructions
+ * (tools/golden/make_dictionaries.py). */
+#include "tests/sae/sae_test.h"
+
+static struct device *dev;
+
+static void test_sparsify(void **state) {
+    (void)state;
+    check_golden(dev, "sparsify_topk", "layers.3", SAE_FORMAT_SPARSIFY, SAE_TOPK, 5, 3);
+    check_golden(dev, "sparsify_bf16", "layers.3/sae.safetensors", SAE_FORMAT_SPARSIFY, SAE_TOPK, 3, 3);
+    check_golden(dev, "sparsify_groupmax", "layers.3.mlp", SAE_FORMAT_SPARSIFY, SAE_GROUPMAX, 8, 3);
+    check_golden(dev, "sparsify_skip", "layers.3.mlp/", SAE_FORMAT_SPARSIFY, SAE_TOPK, 5, 3);
+    check_golden(dev, "sparsify_signed", "layer_3", SAE_FORMAT_SPARSIFY, SAE_SIGNED, 5, 3);
+}
+
+static void test_openmoss(void **state) {
+    (void)state;
+    check_golden(dev, "openmoss_jumprelu", "", SAE_FORMAT_OPENMOSS, SAE_JUMPRELU, 0, 2);
+    check_golden(dev, "openmoss_topk", "", SAE_FORMAT_OPENMOSS, SAE_TOPK, 5, 2);
+    check_golden(dev, "openmoss_relu", "", SAE_FORMAT_OPENMOSS, SAE_RELU, 0, 2);
+    check_golden(dev, "openmoss_transcoder", "", SAE_FORMAT_OPENMOSS, SAE_JUMPRELU, 0, 2);
+    check_golden(dev, "openmoss_pt", "", SAE_FORMAT_OPENMOSS, SAE_JUMPRELU, 0, 2);
+    check_golden(dev, "openmoss_early", "", SAE_FORMAT_OPENMOSS_EARLY, SAE_JUMPRELU, 0, 2);
+}
+
+/* Weights of a golden dictionary under another configuration: loading must fail with a sentence that holds both words. */
+static void refused(const char *weights, const char *name, const char *config, const char *text, const char *w1, const char *w2) {
+    char *folder = folder_make(), *to = path_join(folder, name), *data = NULL;
+    size_t size;
+    struct sae_host s;
+    struct error err = {{0}};
+    assert_int_equal(file_read(weights, 1 << 28, &data, &size, &err), 0);
+    FILE *f = fopen(to, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, size, f), size);
+    fclose(f);
+    write_text(folder, config, text);
+    if (sae_load(&s, folder, &err) == 0) fail_msg("%s was taken", text);
+    print_message("    %s\n", err.text);
+    if (!strstr(err.text, w1) || !strstr(err.text, w2)) fail_msg("\"%s\" does not say \"%s\" and \"%s\"", err.text, w1, w2);
+    free(data), free(to);
+    folder_remove(folder);
+}
+
+static void test_refused(void **state) {
+    (void)state;
+    static const char sparsify[] = GOLDEN "sparsify_topk/layers.3/sae.safetensors";
+    static const struct {
+        const char *text, *w1, *w2;
+    } coders[] = {{"{\"k\": 5}", "d_in", "missing"},
+                  {"{\"d_in\": 16, \"k\": 65, \"num_latents\": 64}", "\"k\"", "65"},
+                  {"{\"d_in\": 16, \"k\": 5}", "encoder.weight", "512"}, /* expansion_factor 32 */
+                  {"{\"d_in\": 16, \"num_latents\": 1e30}", "num_latents", "1e+30"},
+                  {"{\"d_in\": 16, \"num_latents\": 64, \"k\": 5, \"activation\": \"gelu\"}", "activation", "gelu"},
+                  {"{\"d_in\": 16, \"num_latents\": 64, \"k\": 5, \"activation\": \"groupmax\"}", "groupmax", "64"},
+                  {"{\"d_in\": 16, \"num_latents\": 64, \"k\": 5, \"skip_connection\": true}", "W_skip", "missing"}};
+    for (size_t i = 0; i < sizeof coders / sizeof *coders; i++)
+        refused(sparsify, "sae.safetensors", "cfg.json", coders[i].text, coders[i].w1, coders[i].w2);
+    refused(GOLDEN "sparsify_skip/layers.3.mlp/sae.safetensors", "sae.safetensors", "cfg.json",
+            "{\"d_in\": 16, \"num_latents\": 64, \"k\": 5}", "W_skip", "skip_connection");
+
+    static const char moss[] = GOLDEN "openmoss_jumprelu/sae_weights.safetensors";
+#define HOOKS "\"d_model\": 16, \"hook_point_in\": \"a\", \"hook_point_out\": \"a\""
+    static const struct {
+        const char *text, *w1, *w2;
+    } mosses[] = {{"{\"sae_type\": \"crosscoder\", " HOOKS "}", "sae_type", "crosscoder"},
+                  {"{\"sae_type\": \"sae\", \"d_model\": 16}", "hook_point_in", "missing"},
+                  {"{" HOOKS ", \"act_fn\": \"batchtopk\"}", "act_fn", "batchtopk"},
+                  {"{" HOOKS ", \"norm_activation\": \"token-wise\"}", "norm_activation", "token-wise"},
+                  {"{" HOOKS "}", "dataset_average_activation_norm.a", "missing"},
+                  {"{" HOOKS ", \"use_glu_encoder\": true}", "use_glu_encoder", "GLU"},
+                  {"{" HOOKS ", \"norm_activation\": \"inference\", \"act_fn\": \"topk\", \"top_k\": 65}", "top_k", "65"},
+                  {"{\"d_model\": 15, \"hook_point_in\": \"a\", \"norm_activation\": \"inference\"}", "W_E", "16"}};
+    for (size_t i = 0; i < sizeof mosses / sizeof *mosses; i++)
+        refused(moss, "sae_weights.safetensors", "config.json", mosses[i].text, mosses[i].w1, mosses[i].w2);
+}
+
+static int setup(void **state) {
+    (void)state;
+    dev = test_device(2);
+    return 0;
+}
+static int teardown(void **state) {
+    (void)state;
+    device_close(dev);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sparsify), cmocka_unit_test(test_openmoss), cmocka_unit_test(test_refused)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
