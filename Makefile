@@ -116,7 +116,24 @@ $(TEST_CHECK): $(B)/simcheck/%: $(B)/sim/%.o $$(call helpers_of,sim,simcheck) $(
 	@mkdir -p $(@D)
 	$(SIMT_CXX) $(SIMT_LDFLAGS_check) $^ $(LIBS) -lcmocka -o $@
 
-test-programs: $(TEST_CPU) $(TEST_SIM) $(TEST_ASAN) $(TEST_CHECK) cpu sim
+# tests/fuzz/fuzz_*.c: readers under ASan and UBSan, by gcc to replay tests/fuzz/corpus/, by clang to look for more
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_LIB_C   := $(filter-out host/main.c host/command%.c,$(wildcard host/*.c)) models/config.c $(filter-out tests/fuzz/fuzz_%.c,$(wildcard tests/fuzz/*.c))
+FUZZ_FLAGS    = -std=c11 -O1 -g -I. -D_GNU_SOURCE $(INCS) -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+$(B)/replay/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
+$(B)/fuzz/%.o: %.c
+	@mkdir -p $(@D)
+	clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
+$(B)/replay/fuzz_%: $(B)/replay/tests/fuzz/fuzz_%.o $(FUZZ_LIB_C:%.c=$(B)/replay/%.o)
+	$(CC) -fsanitize=address,undefined $^ $(LIBS) -o $@
+$(B)/fuzz/fuzz_%: $(B)/fuzz/tests/fuzz/fuzz_%.o $(filter-out %/replay.o,$(FUZZ_LIB_C:%.c=$(B)/fuzz/%.o))
+	clang -fsanitize=address,undefined,fuzzer $^ $(filter-out -fopenmp,$(LIBS)) -o $@
+fuzz-replay: $(FUZZ_TARGETS:%=$(B)/replay/fuzz_%)
+fuzz-programs: $(FUZZ_TARGETS:%=$(B)/fuzz/fuzz_%)
+
+test-programs: $(TEST_CPU) $(TEST_SIM) $(TEST_ASAN) $(TEST_CHECK) cpu sim fuzz-replay
 test: deps ## every test: cpu, the CUDA kernels through the SIMT layer (plain, ASan, race check), nvcc where found
 	@$(MAKE) --no-print-directory -s -j$(JOBS) test-programs
 	$(if $(NVCC),@$(MAKE) --no-print-directory -s -j$(JOBS) cuda,@echo "no nvcc here: the cuda build is not compiled")
@@ -148,6 +165,12 @@ fixtures: ## remake the small world and the golden files from seeds (needs Pytho
 	$(FIXTURES_PYTHON) tools/golden/make_models.py tools/tinyworld/world tests/models/golden
 	$(FIXTURES_PYTHON) tools/golden/make_executors.py tools/tinyworld/world tests/golden/executors.json
 
+SECONDS_EACH ?= 600
+fuzz: ## libFuzzer over every reader of files, SECONDS_EACH=600 of CPU each (needs clang with libFuzzer)
+	@command -v clang >/dev/null || { echo "make fuzz: needs clang with libFuzzer: apt-get install clang" >&2; exit 2; }
+	@$(MAKE) --no-print-directory -s -j$(JOBS) fuzz-programs
+	tests/fuzz/run.sh $(B) $(SECONDS_EACH) $(FUZZ_TARGETS)
+
 gpu-bundle: ## one folder that tests and times everything on a machine with an NVIDIA GPU
 	tools/gpu_bundle.sh
 
@@ -162,5 +185,5 @@ clean: ## remove build/
 	rm -rf $(B)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
-.PHONY: help cpu sim cuda test test-programs deps demo bench fixtures gpu-bundle lint format clean
+.PHONY: help cpu sim cuda test test-programs fuzz fuzz-replay fuzz-programs deps demo bench fixtures gpu-bundle lint format clean
 .SECONDARY:

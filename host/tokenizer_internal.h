@@ -3,6 +3,7 @@
 #define HOST_TOKENIZER_INTERNAL_H
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "host/tokenizer.h"
+#include "host/utf8.h"
 #include <pcre2.h>
 #include <stdint.h>
 
@@ -64,10 +65,4 @@ void bpe_table_put(struct tokenizer *tok, int left, int right, int rank, int id)
 /* tokenizer_text.c: tokenizer_encode without what add_special adds; starts, unless NULL, gets the byte each token begins at. */
 int tokenizer_encode_starts(const struct tokenizer *tok, const char *text, size_t bytes, struct token_list *out, struct token_list *starts,
                             struct error *err);
-/* utf8.c */
-size_t utf8_valid(const char *text, size_t bytes);                     /* bytes of the longest valid beginning */
-int utf8_put(char out[4], unsigned code_point);                        /* bytes written */
-size_t utf8_get(const char *text, size_t bytes, unsigned *code_point); /* bytes read of valid text */
-char *utf8_repair(const char *text,
-                  size_t *bytes); /* malloced, *bytes becomes its length; every maximal ill-formed part becomes one U+FFFD */
 #endif

@@ -1,6 +1,7 @@
 /* utf8.c - well-formed UTF-8 (Unicode table 3-7: no overlong forms, no surrogates, up to U+10FFFF) and its repair. */
+#include "host/utf8.h"
 #include "host/file.h"
-#include "host/tokenizer_internal.h"
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

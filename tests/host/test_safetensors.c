@@ -225,6 +225,53 @@ static void test_unusual(void **state) {
     tensors_close(st);
 }
 
+/* Every dtype at an odd address in one file, as files without padding have them (LLaVA-MORE mixes F16 and F32, old CLIP has I64). */
+static void test_unaligned(void **state) {
+    (void)state;
+    struct error err = {""};
+    struct tensors *st;
+    struct safetensors_writer *w;
+    const double d = -2.5;
+    const float f = 1.25f;
+    const int64_t l[2] = {-3, 576};
+    const int32_t i = -70000;
+    const int16_t s = -300;
+    const uint16_t h = 0x3e00, b = 0x3fc0;
+    const uint8_t u = 200;
+    assert_int_equal(safetensors_writer_open(&w, ONE, &err), 0);
+    safetensors_writer_add(w, "u8", DTYPE_U8, 1, (const int64_t[]){1}, &u);
+    safetensors_writer_add(w, "f64", DTYPE_F64, 0, NULL, &d);
+    safetensors_writer_add(w, "none", DTYPE_F64, 3, (const int64_t[]){4, 0, 2}, NULL);
+    safetensors_writer_add(w, "f32", DTYPE_F32, 1, (const int64_t[]){1}, &f);
+    safetensors_writer_add(w, "i64", DTYPE_I64, 2, (const int64_t[]){1, 2}, l);
+    safetensors_writer_add(w, "i32", DTYPE_I32, 0, NULL, &i);
+    safetensors_writer_add(w, "i16", DTYPE_I16, 1, (const int64_t[]){1}, &s);
+    safetensors_writer_add(w, "f16", DTYPE_F16, 1, (const int64_t[]){1}, &h);
+    safetensors_writer_add(w, "bf16", DTYPE_BF16, 1, (const int64_t[]){1}, &b);
+    assert_int_equal(safetensors_writer_commit(w, &err), 0);
+    if (tensors_open(&st, ONE, &err)) fail_msg("%s", err.text);
+    static const struct {
+        const char *name;
+        float value;
+    } want[] = {{"u8", 200}, {"f64", -2.5f}, {"f32", 1.25f}, {"i64", -3}, {"i32", -70000}, {"i16", -300}, {"f16", 1.5f}, {"bf16", 1.5f}};
+    for (size_t k = 0; k < sizeof want / sizeof *want; k++) {
+        const struct tensor *t = tensors_find(st, want[k].name);
+        float x;
+        char copy[16];
+        tensor_to_f32(t, 0, 1, &x);
+        assert_true(x == want[k].value);
+        assert_true(k == 0 || (uintptr_t)t->data % 2 == 1);
+        tensor_copy(t, copy);
+        assert_memory_equal(copy, t->data, t->bytes);
+    }
+    int32_t whole[2];
+    assert_int_equal(tensor_to_i32(tensors_find(st, "i64"), whole, &err), 0);
+    assert_true(whole[0] == -3 && whole[1] == 576);
+    assert_int_equal(tensor_to_i32(tensors_find(st, "i16"), whole, &err), 0);
+    assert_int_equal(whole[0], -300);
+    tensors_close(st);
+}
+
 static void write_index(const char *text) {
     FILE *f = fopen(FOLDER "/s/model.safetensors.index.json", "wb");
     assert_non_null(f);
@@ -309,8 +356,9 @@ static void test_writer_faults(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_alignment), cmocka_unit_test(test_half),
-                                       cmocka_unit_test(test_hostile),      cmocka_unit_test(test_unusual),   cmocka_unit_test(test_shards),
-                                       cmocka_unit_test(test_writer_faults)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_alignment),
+                                       cmocka_unit_test(test_half),       cmocka_unit_test(test_hostile),
+                                       cmocka_unit_test(test_unusual),    cmocka_unit_test(test_unaligned),
+                                       cmocka_unit_test(test_shards),     cmocka_unit_test(test_writer_faults)};
     return cmocka_run_group_tests(tests, setup, NULL);
 }
