@@ -13,7 +13,8 @@ static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 int diff_buffers_open(struct diff_buffers *b, struct device *dev, int d, int M, int K, struct error *err) {
     size_t slots = (size_t)DIFF_CHUNK * (size_t)K;
-    *b = (struct diff_buffers){.dev = dev, .encode_scratch_bytes = OP(sae_encode_scratch)(DIFF_CHUNK, d, M, K)};
+    const struct sae shape = {.activation = SAE_TOPK, .d = d, .M = M};
+    *b = (struct diff_buffers){.dev = dev, .encode_scratch_bytes = sae_scratch_bytes(&shape, DIFF_CHUNK, K)};
     b->indices = device_alloc(dev, slots * sizeof *b->indices);
     b->entries = device_alloc(dev, slots * sizeof *b->entries);
     b->values = device_alloc(dev, slots * sizeof *b->values);

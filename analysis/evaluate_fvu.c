@@ -19,7 +19,7 @@
 #include "kernels/activation.h"
 #include "kernels/sae_ops.h"
 
-enum { BATCH_SAMPLES = 8, CHUNK = 1024, MASKS = 3, MAX_SUBJECTS = REGIME_COUNT + MASKS + 1 };
+enum { CHUNK = EVALUATION_CHUNK, MASKS = 3, MAX_SUBJECTS = REGIME_COUNT + MASKS + 1 };
 static const enum regime mask_regime[MASKS] = {REGIME_FULL, REGIME_IMAGE, REGIME_TEXT};
 
 struct moments { /* of one layer and mask */
@@ -55,12 +55,14 @@ struct evaluation {
     float *mean, *variance, *variance_sum; /* device (d), (d), (1) */
     float *host_mean, *host_variance;
     /* of a chunk */
-    int slots, slots_features;
+    size_t slots;               /* rows x codes */
+    int slots_features, active; /* active: most active features of a JumpReLU row so far */
     int *indices, *counts, *offsets, *entries;
     float *values, *row_error;
     uint8_t *group;
-    void *csc;
-    float *host_values, *host_error;
+    void *csc, *encode; /* encode: scratch that every dictionary borrows */
+    size_t encode_bytes, csc_bytes;
+    float *host_error;
     int *host_counts;
 };
 
@@ -138,56 +140,67 @@ static int reserve_rows(struct evaluation *e, int rows, struct error *err) {
 }
 
 static void free_slots(struct evaluation *e) {
-    void *device[] = {e->indices, e->counts, e->offsets, e->entries, e->values, e->row_error, e->group, e->csc};
+    void *device[] = {e->indices, e->counts, e->offsets, e->entries, e->values, e->row_error, e->group, e->csc, e->encode};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++) device_free(e->dev, device[i]);
-    free(e->host_values), free(e->host_error), free(e->host_counts);
+    free(e->host_error), free(e->host_counts);
     e->indices = e->counts = e->offsets = e->entries = NULL;
-    e->values = e->row_error = e->host_values = e->host_error = NULL;
-    e->group = NULL, e->csc = NULL, e->host_counts = NULL;
-    e->slots = e->slots_features = 0;
+    e->values = e->row_error = e->host_error = NULL;
+    e->group = NULL, e->csc = e->encode = NULL, e->host_counts = NULL;
+    e->encode_bytes = e->csc_bytes = e->slots = 0;
+    e->slots_features = 0;
 }
 
-static int reserve_slots(struct evaluation *e, int K, int M, struct error *err) {
-    if (K <= e->slots && M <= e->slots_features) return 0;
-    K = K > e->slots ? K : e->slots, M = M > e->slots_features ? M : e->slots_features;
+/* Buffers for n rows of K slots; those that are there are kept when large enough. */
+static int reserve_slots(struct evaluation *e, const struct sae *s, int n, int K, struct error *err) {
+    int M = s->M;
+    const size_t slots = (size_t)n * (size_t)K, encode = sae_scratch_bytes(s, n, K), csc = OP(sae_csc_scratch)(n, M, K);
+    if (slots <= e->slots && M <= e->slots_features && encode <= e->encode_bytes && csc <= e->csc_bytes) return 0;
+    const size_t most = slots > e->slots ? slots : e->slots, most_encode = encode > e->encode_bytes ? encode : e->encode_bytes,
+                 most_csc = csc > e->csc_bytes ? csc : e->csc_bytes;
+    M = M > e->slots_features ? M : e->slots_features;
     free_slots(e);
-    size_t n = (size_t)CHUNK * (size_t)K;
-    if (!(e->indices = take(e, n * sizeof(int), false, err)) || !(e->values = take(e, n * sizeof(float), false, err)) ||
-        !(e->entries = take(e, n * sizeof(int), false, err)) || !(e->offsets = take(e, ((size_t)M + 1) * sizeof(int), false, err)) ||
+    if (!(e->indices = take(e, most * sizeof(int), false, err)) || !(e->values = take(e, most * sizeof(float), false, err)) ||
+        !(e->entries = take(e, most * sizeof(int), false, err)) || !(e->offsets = take(e, ((size_t)M + 1) * sizeof(int), false, err)) ||
         !(e->counts = take(e, CHUNK * sizeof(int), false, err)) || !(e->row_error = take(e, CHUNK * sizeof(float), false, err)) ||
-        !(e->group = take(e, CHUNK, true, err)) || !(e->csc = take(e, OP(sae_csc_scratch)(CHUNK, M, K), false, err)))
+        !(e->group = take(e, CHUNK, true, err)) || !(e->csc = take(e, most_csc, false, err)) ||
+        !(e->encode = take(e, most_encode, false, err)))
         return -1;
-    e->host_values = memory_take(n, sizeof(float)), e->host_error = memory_take(CHUNK, sizeof(float)),
-    e->host_counts = memory_take(CHUNK, sizeof(int));
-    e->slots = K, e->slots_features = M;
+    e->host_error = memory_take(CHUNK, sizeof(float)), e->host_counts = memory_take(CHUNK, sizeof(int));
+    e->slots = most, e->slots_features = M, e->encode_bytes = most_encode, e->csc_bytes = most_csc;
     return 0;
 }
 
 /* ---- one batch ---- */
 
-/* Codes of a chunk; K slots a row are in use. JumpReLU rows with more active features than slots: once more with enough. */
-static int encode_chunk(struct evaluation *e, struct sae *s, const void *x, int n, int *K, struct error *err) {
-    *K = sae_fixed_k(s->activation) ? s->K : s->M < 128 ? s->M : 128;
-    if (!sae_fixed_k(s->activation) && e->slots > *K) *K = e->slots < s->M ? e->slots : s->M;
+/* Codes of the first rows of x; K slots a row are in use. Returns how many rows, -1 with err. JumpReLU rows with more active features than
+ * slots: once more with enough, and fewer rows, so that memory stays what evaluation_slots says. */
+static int encode_rows(struct evaluation *e, struct sae *s, const void *x, int n, int *K, struct error *err) {
+    const bool fixed = sae_fixed_k(s->activation);
+    const size_t room = (size_t)CHUNK * (size_t)evaluation_slots(e->c);
+    *K = fixed ? s->K : e->active > EVALUATION_ACTIVE ? e->active : EVALUATION_ACTIVE;
     for (;;) {
         int most = 0;
-        if (reserve_slots(e, *K, s->M, err)) return -1;
+        if (*K > s->M) *K = s->M;
+        if ((size_t)n * (size_t)*K > room) n = room > (size_t)*K ? (int)(room / (size_t)*K) : 1;
+        if (reserve_slots(e, s, n, *K, err)) return -1;
+        s->scratch = e->encode, s->scratch_bytes = e->encode_bytes, s->scratch_borrowed = true, s->max_rows = n;
         sae_encode(s, e->indices, e->values, e->counts, x, n, *K);
-        if (sae_fixed_k(s->activation)) return 0;
+        if (fixed) return n;
         device_download(e->dev, e->host_counts, e->counts, (size_t)n * sizeof(int));
         for (int i = 0; i < n; i++) most = e->host_counts[i] > most ? e->host_counts[i] : most;
-        if (most <= *K) return 0;
-        *K = most;
+        if (most <= *K) return n;
+        e->active = *K = most;
     }
 }
 
 static int measure(struct evaluation *e, struct subject *u, int n, double variance, double mean_squared, int positions, struct error *err) {
     struct sae *s = u->sae;
     double error = 0;
-    for (int first = 0; first < n; first += CHUNK) {
-        int rows = n - first < CHUNK ? n - first : CHUNK, K;
+    for (int first = 0, rows; first < n; first += rows) {
+        int K;
         const act_t *x = (const act_t *)e->x + (size_t)first * (size_t)e->d;
-        if (encode_chunk(e, s, x, rows, &K, err)) return -1;
+        rows = encode_rows(e, s, x, n - first < CHUNK ? n - first : CHUNK, &K, err);
+        if (rows < 0) return -1;
         OP(sae_row_error)(e->dev, e->row_error, x, e->indices, e->values, s->D, s->b_d, rows, e->d, K);
         OP(sae_csc)(e->dev, e->offsets, e->entries, e->indices, rows, s->M, K, e->csc);
         OP(sae_feature_stats)(e->dev, u->energy, u->fired, e->offsets, e->entries, e->values, e->group, 1, rows, s->M, K);
@@ -282,7 +295,7 @@ static int open_dictionary(struct evaluation *e, struct layer *l, const char *pa
     else if (host.transcoder)
         fail(err, "%s: a transcoder, which does not give back its input; expected a sparse autoencoder", path);
     else if (!topk || sae_make_topk(&host, e->c->k, err) == 0)
-        status = sae_upload(&l->saes[l->n_saes], e->dev, &host, CHUNK, e->c->bf16_products, err);
+        status = sae_upload(&l->saes[l->n_saes], e->dev, &host, 0, e->c->bf16_products, err);
     sae_host_free(&host);
     l->n_saes += status == 0;
     return status;
@@ -359,9 +372,9 @@ static int stream(struct evaluation *e, struct model *model, const struct sample
     int status = 0;
     for (int l = 0; l < e->n_layers; l++)
         probes[l] = (struct probe){.point = PROBE_RESID_POST, .layer = e->layers[l].layer, .run = at_layer, .context = e};
-    for (size_t at = 0; at < count && status == 0 && !stop_signal; at += BATCH_SAMPLES) {
+    for (size_t at = 0; at < count && status == 0 && !stop_signal; at += EVALUATION_SAMPLES) {
         struct batch b = {0};
-        size_t n = count - at < BATCH_SAMPLES ? count - at : BATCH_SAMPLES;
+        size_t n = count - at < EVALUATION_SAMPLES ? count - at : EVALUATION_SAMPLES;
         if (model_batch(model, &b, samples, first + at, n, true, err)) {
             status = -1;
             break;

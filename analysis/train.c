@@ -333,7 +333,8 @@ static int open_job(struct job *j, struct error *err) {
     const struct run_config *c = j->c;
     size_t first, count;
     if (train_state_load(&j->state, c, err) || run_samples(c, false, &j->samples, &first, &count, err)) return -1;
-    if (train_plan_open(&j->plan, c, j->dev, first, count, j->state.found ? j->state.layers_at_once : 0, err)) return -1;
+    if (train_plan_open(&j->plan, c, j->dev, &j->samples, first, count, j->state.found ? j->state.layers_at_once : 0, err)) return -1;
+    train_plan_log(&j->plan, c, j->dev);
     if (make_folders(c, err) || run_config_write(c, err) || open_metrics(j, err)) return -1;
     j->state.layers_at_once = j->plan.layers_at_once;
     if (j->state.found)

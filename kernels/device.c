@@ -2,6 +2,7 @@
 #include "kernels/device.h"
 
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -33,10 +34,16 @@ void device_close(struct device *dev) { free(dev); }
 
 const char *device_name(const struct device *dev) { return dev->name; }
 
+/* MemAvailable: free pages and those that the system would give up (caches). */
 size_t device_memory_free(const struct device *dev) {
     (void)dev;
-    long pages = sysconf(_SC_AVPHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
-    return pages > 0 && bytes > 0 ? (size_t)pages * (size_t)bytes : 0;
+    char line[128];
+    size_t kilobytes = 0;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && !kilobytes && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu kB", &kilobytes) != 1) kilobytes = 0;
+    if (f) fclose(f);
+    return kilobytes * 1024;
 }
 
 void *device_alloc(struct device *dev, size_t bytes) {

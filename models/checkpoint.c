@@ -1,6 +1,8 @@
 /* checkpoint.c - which files hold the parts of a checkpoint (checkpoint.h). */
 #include "models/checkpoint.h"
 #include "host/file.h"
+#include "models/llama.h"
+#include "models/llava.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -146,4 +148,22 @@ void checkpoint_close(struct checkpoint *c) {
 const char *checkpoint_tokenizer(const struct checkpoint *c) {
     bool own = holds(c->dir, "tokenizer.json") || holds(c->dir, "tokenizer.model") || !c->base.path;
     return own ? c->dir : c->base.path;
+}
+
+size_t checkpoint_weight_bytes(const struct checkpoint *c, int layers) {
+    const struct checkpoint_config *g = &c->config;
+    size_t bytes = 0;
+    if (g->has_llm) bytes += llama_weight_bytes(&g->llm, layers, (c->llm && c->llm->names.head) || !g->llm.tied);
+    if (g->has_tower) bytes += clip_weight_bytes(&g->clip);
+    if (g->has_llm && g->has_tower) bytes += llava_weight_bytes(&g->llava, &g->clip, g->llm.C);
+    return bytes;
+}
+
+size_t checkpoint_scratch_bytes(const struct checkpoint *c, const struct checkpoint_pass *p) {
+    const struct checkpoint_config *g = &c->config;
+    size_t bytes = 0;
+    if (g->has_llm) bytes += llama_scratch_bytes(&g->llm, p->tokens, p->samples);
+    if (g->has_tower && p->pictures > 0) bytes += clip_scratch_bytes(&g->clip, p->pictures);
+    if (g->has_llm && g->has_tower && p->pictures > 0) bytes += llava_scratch_bytes(&g->llava, &g->clip, g->llm.C, p->pictures);
+    return bytes;
 }

@@ -22,4 +22,12 @@ int checkpoint_open(struct checkpoint *c, const char *dir, const struct checkpoi
 void checkpoint_close(struct checkpoint *c); /* also of one that is all zero, or whose open failed */
 /* The folder whose tokenizer is the model's: the checkpoint's own, else the base's. */
 const char *checkpoint_tokenizer(const struct checkpoint *c);
+
+struct checkpoint_pass { /* what a forward pass takes in */
+    int tokens, samples, pictures;
+};
+/* Device bytes of the opened model (its first `layers` LLM layers; 0: all) and of the scratch of a pass: the loaders' own layouts,
+ * measured. */
+size_t checkpoint_weight_bytes(const struct checkpoint *c, int layers);
+size_t checkpoint_scratch_bytes(const struct checkpoint *c, const struct checkpoint_pass *pass);
 #endif

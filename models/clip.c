@@ -37,6 +37,17 @@ static void layout_weights(struct clip *m, struct arena *a) {
     }
 }
 
+static int patches_of(const struct clip_config *c) { return (c->S / c->P) * (c->S / c->P); }
+
+size_t clip_weight_bytes(const struct clip_config *c) {
+    struct clip m = {.config = *c, .patches = patches_of(c)};
+    struct arena a = {0};
+    m.layer = memory_take((size_t)c->L, sizeof *m.layer);
+    layout_weights(&m, &a);
+    free(m.layer);
+    return a.used;
+}
+
 static act_t *offset(act_t *p, size_t elements) { return p ? p + elements : NULL; }
 
 static void place_weights(struct clip *m, struct weights *w, const char *p) {
@@ -75,7 +86,7 @@ static void place_weights(struct clip *m, struct weights *w, const char *p) {
 int clip_open(struct clip *m, const struct clip_config *config, struct weights *w, const char *prefix, struct error *err) {
     memset(m, 0, sizeof *m);
     m->config = *config;
-    m->patches = (config->S / config->P) * (config->S / config->P);
+    m->patches = patches_of(config);
     m->layer = memory_take((size_t)config->L, sizeof *m->layer);
     w->checking = true;
     place_weights(m, w, prefix);
@@ -129,6 +140,14 @@ static void layout_scratch(struct clip_scratch *s, struct arena *a, const struct
     a->used = shared;
     s->f = arena_acts(a, R, (size_t)c->F);
     a->used = a->used > end ? a->used : end;
+}
+
+size_t clip_scratch_bytes(const struct clip_config *c, int B) {
+    const struct clip m = {.config = *c, .patches = patches_of(c)};
+    struct clip_scratch s;
+    struct arena a = {0};
+    layout_scratch(&s, &a, &m, (size_t)B);
+    return a.used;
 }
 
 static void layer_forward(const struct clip *m, struct device *dev, const struct clip_scratch *s, const struct clip_layer *w, int B,

@@ -28,6 +28,8 @@ struct clip {
 /* w->dev NULL: only checks names, dtypes and shapes. */
 int clip_open(struct clip *m, const struct clip_config *config, struct weights *w, const char *prefix, struct error *err);
 void clip_close(struct clip *m, struct device *dev);
+size_t clip_weight_bytes(const struct clip_config *c); /* device bytes */
+size_t clip_scratch_bytes(const struct clip_config *c, int B);
 /* Runs `layers` layers over B pictures, or more where a vision probe asks for a later one.
  *   pixels [in] host (B, 3, S, S) f32
  *   selected [out] (B*n, C) device: output of `layers` layers without the class row; (B*(1+n), C) with keep_class */

@@ -108,9 +108,9 @@ static void note_tower(struct info *info, const struct checkpoint *c) {
                                                         : "short side scaled, centre cropped",
              g->clip.S, g->clip.S);
     if (!g->has_llm) return;
-    note(info, "a picture becomes %d rows: %d of %d tower layers run, patch rows%s go through %d linear layer%s",
-         g->clip.S / g->clip.P * (g->clip.S / g->clip.P) + (v->class_row ? 1 : 0), v->selected, g->clip.L,
-         v->class_row ? " and the class row" : "", v->projector_linears, v->projector_linears == 1 ? "" : "s with GELU between");
+    note(info, "a picture becomes %d rows: %d of %d tower layers run, patch rows%s go through %d linear layer%s", llava_rows(v, &g->clip),
+         v->selected, g->clip.L, v->class_row ? " and the class row" : "", v->projector_linears,
+         v->projector_linears == 1 ? "" : "s with GELU between");
 }
 
 static void note_text(struct info *info, const struct checkpoint *c) {
@@ -128,30 +128,18 @@ static void note_text(struct info *info, const struct checkpoint *c) {
     tokenizer_close(tokenizer);
 }
 
-static void note_memory(struct info *info, const struct checkpoint *c) {
-    const struct weight_source *const parts[] = {c->llm, c->projector, c->tower};
-    size_t bytes = 0;
-    for (size_t i = 0; i < 3; i++) {
-        bool counted = !parts[i];
-        for (size_t k = 0; k < i; k++) counted = counted || parts[k] == parts[i];
-        for (int t = 0; !counted && t < tensors_count(parts[i]->st); t++) bytes += tensors_at(parts[i]->st, t)->count;
-    }
-    if (bytes) note(info, "weights in memory: %.1f MB as %s", (double)bytes * sizeof(act_t) / 1e6, sizeof(act_t) == 2 ? "bf16" : "f32");
-}
-
 static void describe_checkpoint(struct info *info, const struct checkpoint *c) {
     const struct checkpoint_config *g = &c->config;
     if (g->has_llm) dims_llm(info, &g->llm);
     if (g->has_tower) dims_tower(info, &g->clip);
     if (g->has_tower && g->has_llm) {
-        const int side = g->clip.S / g->clip.P;
-        info_dim(info, "image_rows", side * side + (g->llava.class_row ? 1 : 0));
+        info_dim(info, "image_rows", llava_rows(&g->llava, &g->clip));
         info_dim(info, "selected_vision_layer", g->llava.selected - 1);
     }
     check_weights(info, c);
     if (g->has_llm) note_text(info, c);
     if (g->has_tower) note_tower(info, c);
-    note_memory(info, c);
+    note(info, "weights in memory: %.1f MB as %s", (double)checkpoint_weight_bytes(c, 0) / 1e6, sizeof(act_t) == 2 ? "bf16" : "f32");
 }
 
 /* A checkpoint whose config.json cannot be read is told by its tensors. */

@@ -81,6 +81,15 @@ int llama_open(struct llama *m, const struct llama_config *config, int layers, s
     return w->faults ? -1 : 0;
 }
 
+size_t llama_weight_bytes(const struct llama_config *c, int layers, bool own_head) {
+    struct llama m = {.config = *c, .layers = layers > 0 && layers < c->L ? layers : c->L};
+    struct arena a = {0};
+    m.layer = memory_take((size_t)m.layers, sizeof *m.layer);
+    layout_weights(&m, &a, m.layers == c->L, own_head);
+    free(m.layer);
+    return a.used;
+}
+
 void llama_close(struct llama *m, struct device *dev) {
     free(m->layer);
     buffer_free(&m->weights, dev);
@@ -124,6 +133,13 @@ static void layout_scratch(struct llama_scratch *s, struct arena *a, const struc
     s->gate_up = arena_acts(a, N, 2 * F);
     s->y = arena_acts(a, N, F);
     a->used = a->used > attention_end ? a->used : attention_end;
+}
+
+size_t llama_scratch_bytes(const struct llama_config *c, int N, int S) {
+    struct llama_scratch s;
+    struct arena a = {0};
+    layout_scratch(&s, &a, c, (size_t)N, (size_t)S);
+    return a.used;
 }
 
 /* ---- the pass ---- */

@@ -60,6 +60,9 @@ struct llama_rows {
 int llama_open(struct llama *m, const struct llama_config *config, int layers, struct weights *w, const struct weight_names *names,
                struct error *err);
 void llama_close(struct llama *m, struct device *dev);
+/* Device bytes: weights of the first `layers` layers (0: all, with final norm and head); activations of a pass over N rows, S sequences. */
+size_t llama_weight_bytes(const struct llama_config *c, int layers, bool own_head);
+size_t llama_scratch_bytes(const struct llama_config *c, int N, int S);
 /* Rotary tables for positions below `positions`, grown by doubling. */
 int llama_reserve_positions(struct llama *m, struct device *dev, int positions, struct error *err);
 /* One pass; probes run where they ask to, and it stops after the last place that anyone asked for.

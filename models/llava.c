@@ -2,7 +2,6 @@
 #include "models/llava.h"
 #include "kernels/activation.h"
 #include "kernels/gemm.h"
-#include <string.h>
 
 static void layout_weights(struct llava *m, struct arena *a) {
     for (int i = 0; i < m->config.projector_linears; i++) {
@@ -26,14 +25,25 @@ static void place_weights(struct llava *m, struct weights *w, const struct weigh
     }
 }
 
+int llava_rows(const struct llava_config *config, const struct clip_config *tower) {
+    const int side = tower->S / tower->P;
+    return side * side + (config->class_row ? 1 : 0);
+}
+
+static struct llava shape_of(const struct llava_config *config, const struct clip_config *tower, int C) {
+    return (struct llava){.config = *config, .in = tower->C, .out = C, .rows = llava_rows(config, tower)};
+}
+
+size_t llava_weight_bytes(const struct llava_config *config, const struct clip_config *tower, int C) {
+    struct llava m = shape_of(config, tower, C);
+    struct arena a = {0};
+    layout_weights(&m, &a);
+    return a.used;
+}
+
 int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w,
                const struct weight_names *names, struct error *err) {
-    const int side = tower->S / tower->P;
-    memset(m, 0, sizeof *m);
-    m->config = *config;
-    m->in = tower->C;
-    m->out = C;
-    m->rows = side * side + (config->class_row ? 1 : 0);
+    *m = shape_of(config, tower, C);
     w->checking = true;
     place_weights(m, w, names);
     w->checking = false;
@@ -61,6 +71,14 @@ static void layout_scratch(struct llava_scratch *s, struct arena *a, const struc
     s->selected = arena_acts(a, R, (size_t)m->in);
     s->x = arena_acts(a, R, (size_t)m->out);
     s->y = arena_acts(a, R, (size_t)m->out);
+}
+
+size_t llava_scratch_bytes(const struct llava_config *config, const struct clip_config *tower, int C, int B) {
+    const struct llava m = shape_of(config, tower, C);
+    struct llava_scratch s;
+    struct arena a = {0};
+    layout_scratch(&s, &a, &m, (size_t)B * (size_t)m.rows);
+    return a.used;
 }
 
 int llava_image_rows(struct llava *m, struct clip *tower, struct device *dev, const act_t **image_rows, const float *pixels, int B,

@@ -15,6 +15,9 @@ struct llava {
 int llava_open(struct llava *m, const struct llava_config *config, const struct clip_config *tower, int C, struct weights *w,
                const struct weight_names *names, struct error *err);
 void llava_close(struct llava *m, struct device *dev);
+int llava_rows(const struct llava_config *config, const struct clip_config *tower);                   /* rows one picture becomes */
+size_t llava_weight_bytes(const struct llava_config *config, const struct clip_config *tower, int C); /* device bytes */
+size_t llava_scratch_bytes(const struct llava_config *config, const struct clip_config *tower, int C, int B);
 /* Pictures to rows; probes vision.*, vision.selected and projector run on the way.
  *   image_rows [out] *image_rows = (B*rows, C) on the device, owned by m, valid until the next call
  *   pixels [in] host (B, 3, S, S)   projector: false stops before it (only vision points are asked for) */

@@ -90,9 +90,15 @@ static size_t skip_scratch_of(const struct sae *s, size_t *slots) {
     return *slots + (size_t)s->max_rows * ((size_t)s->d + 1) * sizeof(int);
 }
 
+size_t sae_scratch_bytes(const struct sae *s, int max_rows, int K) {
+    struct sae shape = *s;
+    shape.max_rows = max_rows;
+    size_t slots, bytes = scratch_of(&shape, K, &slots), skip = s->skip ? skip_scratch_of(&shape, &slots) : 0;
+    return skip > bytes ? skip : bytes;
+}
+
 static int reserve_scratch(struct sae *s, int K, struct error *err) {
-    size_t slots, bytes = scratch_of(s, K, &slots), skip = s->skip ? skip_scratch_of(s, &slots) : 0;
-    if (skip > bytes) bytes = skip;
+    size_t bytes = sae_scratch_bytes(s, s->max_rows, K);
     if (bytes <= s->scratch_bytes) return 0;
     CHECK(!s->scratch_borrowed, "K=%d needs %zu bytes of scratch, %zu lent", K, bytes, s->scratch_bytes);
     device_sync(s->dev);

@@ -60,8 +60,10 @@ int sae_make_topk(struct sae_host *s, int k, struct error *err);
 int sae_upload(struct sae *dst, struct device *dev, const struct sae_host *s, int max_rows, bool bf16_products, struct error *err);
 void sae_free(struct sae *s);
 void sae_refresh_low(struct sae *s, const float *E); /* E_low := bf16(E), E on the host; nothing without E_low */
-/* Device bytes of a dictionary (without the encoder's scratch), and of the encoder's scratch. */
+/* Device bytes of a dictionary (without the encoder's scratch), and of the encoder's scratch, which may be lent: sae_encode of up to
+ * max_rows rows with K slots (activation, d, M and skip of s count). */
 size_t sae_device_bytes(int d, int M, bool bf16_products);
+size_t sae_scratch_bytes(const struct sae *s, int max_rows, int K);
 /* x (N, d) act_t on the device -> indices, values (N, K) on the device, K slots a row, ascending; unless sae_fixed_k: counts (N) on the
  * device, may exceed K. N <= max_rows. Groupmax: K is the dictionary's own. */
 void sae_encode(struct sae *s, int *indices, float *values, int *counts, const void *x, int N, int K);
