@@ -1,5 +1,5 @@
 /* prompt.c - a data line as tokens with kinds: the text comes from the line's prompt or from a conversation template; it is
- * tokenised in the pieces that <image> leaves (as the original LLaVA does), with one BOS. Templates: formats.md 5.4. */
+ * tokenised in the pieces that <image> leaves, as the checkpoint's own code does, with one BOS. Templates: formats.md 5.4. */
 #include "host/file.h"
 #include "host/samples.h"
 #include "host/tokenizer_internal.h"
@@ -14,24 +14,52 @@
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "           \
     "answers to the user's questions."
 /* VSR's statement as the published ablation asks it (papers.md 1.6). */
-#define VSR_BEFORE   "Is the following statement correct? Answer only with 'Yes' or 'No'.\nStatement: "
-#define VSR_AFTER    "\nAnswer:"
-#define HEADER(role) "<|start_header_id|>" role "<|end_header_id|>\n\n"
+#define VSR_BEFORE    "Is the following statement correct? Answer only with 'Yes' or 'No'.\nStatement: "
+#define VSR_AFTER     "\nAnswer:"
+#define LLAMA3_TOKENS "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+#define HEADER(role)  "<|start_header_id|>" role "<|end_header_id|>\n\n"
+
+#define IM(role, text) "<|im_start|>" role "\n" text "<|im_end|>\n"
+#define SMOLLM2_SYSTEM "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 /* What stands before and after the question; `image` is what a picture puts in between, before the question. */
 static const struct template {
     const char *name, *before, *image, *after;
     const char *before_answer;
-    bool llama3; /* spells LLaMA-3's special tokens */
+    const char *needed[4]; /* special tokens that the text spells */
 }
 templates[] = {
     [TEMPLATE_NONE] = {.name = NULL},
-    [TEMPLATE_LLAMA_3_1] = {"llama_3_1", "<|begin_of_text|>" HEADER("system") LLAVA_SYSTEM "<|eot_id|>" HEADER("user"), MARK "\n",
-                            "<|eot_id|>" HEADER("assistant"), "", true},
-    [TEMPLATE_VICUNA_V1] = {"vicuna_v1", VICUNA_SYSTEM " USER: ", MARK "\n", " ASSISTANT:", " ", false},
-    [TEMPLATE_PLAIN] = {"plain", "", MARK, "", "", false},
-    [TEMPLATE_CHAT_LLAMA3] = {"llama3", "<|begin_of_text|>" HEADER("user"), MARK "\n", "<|eot_id|>" HEADER("assistant"), "", true},
+    [TEMPLATE_LLAMA_3_1] = {"llama_3_1",
+                            "<|begin_of_text|>" HEADER("system") LLAVA_SYSTEM "<|eot_id|>" HEADER("user"),
+                            MARK "\n",
+                            "<|eot_id|>" HEADER("assistant"),
+                            "",
+                            {LLAMA3_TOKENS}},
+    [TEMPLATE_VICUNA_V1] = {"vicuna_v1", VICUNA_SYSTEM " USER: ", MARK "\n", " ASSISTANT:", " ", {NULL}},
+    [TEMPLATE_PLAIN] = {"plain", "", MARK, "", "", {NULL}},
+    [TEMPLATE_CHAT_LLAMA3] =
+        {"llama3", "<|begin_of_text|>" HEADER("user"), MARK "\n", "<|eot_id|>" HEADER("assistant"), "", {LLAMA3_TOKENS}},
+    [TEMPLATE_CHAT_LLAVA] = {"llava_1_5", "USER: ", MARK "\n", " ASSISTANT:", " ", {NULL}},
+    [TEMPLATE_CHATML] =
+        {"chatml", "<|im_start|>user\n", MARK "\n", "<|im_end|>\n<|im_start|>assistant\n", "", {"<|im_start|>", "<|im_end|>"}},
+    [TEMPLATE_SMOLLM2] = {"smollm2",
+                          IM("system", SMOLLM2_SYSTEM) "<|im_start|>user\n",
+                          MARK "\n",
+                          "<|im_end|>\n<|im_start|>assistant\n",
+                          "",
+                          {"<|im_start|>", "<|im_end|>"}},
 };
+enum { N_TEMPLATES = sizeof templates / sizeof *templates };
+
+int prompt_template_named(enum prompt_template *t, const char *name, struct error *err) {
+    for (int i = TEMPLATE_NONE + 1; i < N_TEMPLATES; i++)
+        if (!strcmp(name, templates[i].name)) {
+            *t = (enum prompt_template)i;
+            return 0;
+        }
+    return fail(err, "--template %s: unknown; templates: " TEMPLATE_NAMES, name);
+}
 
 /* ---- the text and which of its bytes are of which kind ---- */
 struct span {
@@ -63,15 +91,13 @@ static enum token_kind kind_at(const struct script *s, size_t byte) {
 static int check_template(const struct tokenizer *tok, enum prompt_template t, struct error *err) {
     if (t == TEMPLATE_NONE)
         return fail(
-            err,
-            "the line has a question, but the checkpoint's conversation template is not known; give 'prompt' instead, or --template NAME "
-            "(llama_3_1, vicuna_v1, plain, llama3)");
-    const char *const needed[] = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
-    for (int i = 0; templates[t].llama3 && i < 4; i++)
-        if (tokenizer_id(tok, needed[i]) < 0)
+            err, "the line has a question, but the checkpoint's conversation template is not known; give 'prompt' instead, or --template "
+                 "NAME (" TEMPLATE_NAMES ")");
+    for (int i = 0; i < 4 && templates[t].needed[i]; i++)
+        if (tokenizer_id(tok, templates[t].needed[i]) < 0)
             return fail(
                 err, "the template %s needs the token %s, which the tokenizer does not have; give 'prompt' instead, or another --template",
-                templates[t].name, needed[i]);
+                templates[t].name, templates[t].needed[i]);
     return 0;
 }
 
@@ -108,12 +134,19 @@ static void push_image(struct builder *b, int rows) {
     for (int i = 0; i < rows; i++) push(b, IMAGE_TOKEN, KIND_IMAGE);
 }
 
-/* The chunk text[from, to) of the script. */
-static int push_chunk(struct builder *b, const struct tokenizer *tok, const struct script *s, size_t from, size_t to, struct error *err) {
-    struct token_list starts = {0};
-    size_t first = b->ids.count;
-    int rc = tokenizer_encode_starts(tok, s->text + from, to - from, &b->ids, &starts, err);
-    for (size_t i = first; !rc && i < b->ids.count; i++) token_list_push(&b->kinds, (int)kind_at(s, from + (size_t)starts.ids[i - first]));
+/* text[from, to) of the script; rows > 0: the tokenizer's own token `<image>` becomes so many image rows. */
+static int push_chunk(struct builder *b, const struct tokenizer *tok, const struct script *s, size_t from, size_t to, enum text_place place,
+                      int rows, struct error *err) {
+    struct token_list ids = {0}, starts = {0};
+    const int image = rows > 0 ? tokenizer_id(tok, MARK) : -1;
+    int rc = tokenizer_encode_starts(tok, s->text + from, to - from, place, &ids, &starts, err);
+    for (size_t i = 0; !rc && i < ids.count; i++) {
+        if (image >= 0 && ids.ids[i] == image)
+            push_image(b, rows);
+        else
+            push(b, ids.ids[i], kind_at(s, from + (size_t)starts.ids[i]));
+    }
+    token_list_free(&ids);
     token_list_free(&starts);
     return rc;
 }
@@ -141,25 +174,29 @@ static int push_script(struct builder *b, const struct tokenizer *tok, const str
         at = n_bos;
     }
     for (int i = 0; !spelled && i < tok->n_prefix; i++) push(b, tok->prefix[i], i ? KIND_TEMPLATE : KIND_BOS);
+    /* llava-hf's tokenizers know the mark: then the text is one. The original LLaVA's do not: it is cut there, and both begin anew. */
+    const bool known = tokenizer_id(tok, MARK) >= 0;
+    enum text_place place = spelled || (picture && !marks && known) ? TEXT_AFTER_TOKEN : TEXT_BEGINS;
     if (picture && !marks) push_image(b, rows);
-    const char *mark = marks ? strstr(s->text, MARK) : NULL;
+    const char *mark = marks && !known ? strstr(s->text, MARK) : NULL;
     if (mark) {
         size_t before = (size_t)(mark - s->text);
-        if (push_chunk(b, tok, s, at, before, err)) return -1;
+        if (push_chunk(b, tok, s, at, before, place, 0, err)) return -1;
         push_image(b, rows);
         at = before + strlen(MARK);
+        place = TEXT_BEGINS;
     }
-    if (push_chunk(b, tok, s, at, bytes, err)) return -1;
+    if (push_chunk(b, tok, s, at, bytes, place, marks && known ? rows : 0, err)) return -1;
     for (int i = 0; i < tok->n_suffix; i++) push(b, tok->suffix[i], KIND_TEMPLATE);
     return 0;
 }
 
-/* The answer is tokenised by itself: the tokens before it are those that generate would have seen. */
+/* The answer is tokenised by itself, as text that goes on: the tokens before it are those that generate would have seen. */
 static int push_answer(struct builder *b, const struct tokenizer *tok, enum prompt_template t, const struct sample *s, struct error *err) {
     struct script answer = {0};
     if (!s->prompt && t != TEMPLATE_NONE) write(&answer, templates[t].before_answer, KIND_ANSWER);
     write(&answer, s->answer, KIND_ANSWER);
-    int rc = answer.bytes ? push_chunk(b, tok, &answer, 0, answer.bytes, err) : 0;
+    int rc = answer.bytes ? push_chunk(b, tok, &answer, 0, answer.bytes, TEXT_GOES_ON, 0, err) : 0;
     free(answer.text);
     return rc;
 }
@@ -196,11 +233,13 @@ void prompt_free(struct prompt *p) {
 
 /* ---- which template a checkpoint has ---- */
 
-/* Blanks between the words of a template mean nothing, and its line breaks are written as \n or as themselves. */
+/* Blanks between the words of a template mean nothing, those between quotes do; line breaks are written as \n or as themselves. */
 static char *without_blanks(const char *text) {
     char *out = memory_take(strlen(text) + 1, 1), *o = out;
+    bool quoted = false;
     for (; *text; text++) {
-        if (*text == ' ' || *text == '\t') continue;
+        quoted ^= *text == '\'';
+        if (!quoted && (*text == ' ' || *text == '\t')) continue;
         if (text[0] == '\\' && text[1] == 'n') {
             *o++ = '\n';
             text++;
@@ -214,26 +253,47 @@ static char *without_blanks(const char *text) {
 #define TURN                                                                                                                               \
     "set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}"        \
     "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
-#define ASSISTANT "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+#define ASSISTANT     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+#define WHEN(text)    "{% if add_generation_prompt %}" text "{% endif %}"
+#define CHATML_TURN   "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+#define CHATML_PROMPT WHEN("{{ '<|im_start|>assistant\n' }}")
+#define CONTENT(type) "{% for content in message['content'] | selectattr('type', 'equalto', '" type "') %}"
 
-/* Templates whose result is known: LLaMA-3's turns, with and without the switch for the last header. */
-static bool is_llama3_chat(const char *chat) {
-    static const char *const known[] = {
-        "{% for message in messages %}{% " TURN ASSISTANT,
-        "{% for message in messages %}{% " TURN "{% if add_generation_prompt %}" ASSISTANT "{% endif %}",
-        "{% set loop_messages = messages %}{% for message in loop_messages %}{% " TURN ASSISTANT,
-        "{% set loop_messages = messages %}{% for message in loop_messages %}{% " TURN "{% if add_generation_prompt %}" ASSISTANT
-        "{% endif %}",
-    };
+/* Chat templates whose result is known: LLaMA-3's turns with and without the switch for the last header, ChatML, SmolLM2's, llava-hf's. */
+static const struct {
+    const char *text;
+    enum prompt_template t;
+} known_chats[] = {
+    {"{% for message in messages %}{% " TURN ASSISTANT, TEMPLATE_CHAT_LLAMA3},
+    {"{% for message in messages %}{% " TURN WHEN(ASSISTANT), TEMPLATE_CHAT_LLAMA3},
+    {"{% set loop_messages = messages %}{% for message in loop_messages %}{% " TURN ASSISTANT, TEMPLATE_CHAT_LLAMA3},
+    {"{% set loop_messages = messages %}{% for message in loop_messages %}{% " TURN WHEN(ASSISTANT), TEMPLATE_CHAT_LLAMA3},
+    {"{% for message in messages %}" CHATML_TURN CHATML_PROMPT, TEMPLATE_CHATML},
+    {"{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '" IM(
+         "system", SMOLLM2_SYSTEM) "' }}{% endif %}" CHATML_TURN CHATML_PROMPT,
+     TEMPLATE_SMOLLM2},
+    {"{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+     "{# Render all images first #}" CONTENT(
+         "image") "{{ '<image>\n' }}{% endfor %}{# Render all text next #}"
+                  "{% if message['role'] != 'assistant' %}" CONTENT("text") "{{ content['text'] + ' '}}{% endfor %}{% else %}" CONTENT(
+                      "text") "{% generation %}{{ content['text'] + ' "
+                              "'}}{% endgeneration %}{% endfor %}{% "
+                              "endif %}{% endfor %}" WHEN("{{ "
+                                                          "'ASSISTANT:' "
+                                                          "}}"),
+     TEMPLATE_CHAT_LLAVA},
+};
+
+static enum prompt_template template_of_chat(const char *chat) {
     char *a = without_blanks(chat);
-    bool same = false;
-    for (size_t i = 0; i < sizeof known / sizeof *known && !same; i++) {
-        char *b = without_blanks(known[i]);
-        same = !strcmp(a, b);
+    enum prompt_template t = TEMPLATE_NONE;
+    for (size_t i = 0; i < sizeof known_chats / sizeof *known_chats && t == TEMPLATE_NONE; i++) {
+        char *b = without_blanks(known_chats[i].text);
+        if (!strcmp(a, b)) t = known_chats[i].t;
         free(b);
     }
     free(a);
-    return same;
+    return t;
 }
 
 int prompt_template_of(enum prompt_template *t, const struct tokenizer *tok, bool is_llava, struct error *err) {
@@ -243,10 +303,10 @@ int prompt_template_of(enum prompt_template *t, const struct tokenizer *tok, boo
         *t = TEMPLATE_LLAMA_3_1;
     else if (is_llava && tokenizer_id(tok, "<s>") >= 0 && tokenizer_id(tok, "</s>") >= 0)
         *t = TEMPLATE_VICUNA_V1;
-    else if (!is_llava && chat && is_llama3_chat(chat))
-        *t = TEMPLATE_CHAT_LLAMA3;
-    else
-        return fail(err, "the checkpoint %s; give 'prompt' instead of 'question', or --template NAME (llama_3_1, vicuna_v1, plain, llama3)",
+    else if (!is_llava && chat)
+        *t = template_of_chat(chat);
+    if (*t == TEMPLATE_NONE)
+        return fail(err, "the checkpoint %s; give 'prompt' instead of 'question', or --template NAME (" TEMPLATE_NAMES ")",
                     is_llava ? "has a tokenizer of neither LLaMA-3's nor LLaMA-2's kind, so its conversation template is not known"
                     : chat   ? "has a chat template that is not one of those known"
                              : "has no chat template");

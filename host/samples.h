@@ -32,7 +32,18 @@ int samples_open_published(struct samples *s, const char *path, const char *anno
 void samples_free(struct samples *s);
 
 /* How a checkpoint turns a question into text. */
-enum prompt_template { TEMPLATE_NONE, TEMPLATE_LLAMA_3_1, TEMPLATE_VICUNA_V1, TEMPLATE_PLAIN, TEMPLATE_CHAT_LLAMA3 };
+enum prompt_template {
+    TEMPLATE_NONE,
+    TEMPLATE_LLAMA_3_1,
+    TEMPLATE_VICUNA_V1,
+    TEMPLATE_PLAIN,
+    TEMPLATE_CHAT_LLAMA3,
+    TEMPLATE_CHAT_LLAVA,
+    TEMPLATE_CHATML,
+    TEMPLATE_SMOLLM2
+};
+#define TEMPLATE_NAMES "llama_3_1, vicuna_v1, plain, llama3, llava_1_5, chatml, smollm2"
+int prompt_template_named(enum prompt_template *t, const char *name, struct error *err); /* --template NAME */
 /* One sample as tokens. ids holds IMAGE_TOKEN once per image row (n_image_rows of them per picture). */
 struct prompt {
     int *ids;

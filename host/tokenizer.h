@@ -1,4 +1,5 @@
-/* tokenizer.h - byte-level BPE from tokenizer.json (LLaMA-3, GPT-2 kind), PCRE2 for the split pattern. formats.md 7.2. */
+/* tokenizer.h - BPE tokenizers: byte-level (LLaMA-3, GPT-2 kind) from tokenizer.json, SentencePiece's (LLaMA-2, Vicuna) from
+ * tokenizer.json or tokenizer.model. formats.md 7.2, 7.3. */
 #ifndef HOST_TOKENIZER_H
 #define HOST_TOKENIZER_H
 #include "host/error.h"
@@ -12,7 +13,7 @@ struct token_list { /* grows; owned by the caller, freed with token_list_free */
 void token_list_push(struct token_list *list, int id);
 void token_list_free(struct token_list *list);
 
-int tokenizer_open(struct tokenizer **tok, const char *model_dir, struct error *err); /* tokenizer.json in model_dir */
+int tokenizer_open(struct tokenizer **tok, const char *model_dir, struct error *err); /* tokenizer.json, else tokenizer.model */
 void tokenizer_close(struct tokenizer *tok);
 /* Appends the ids of UTF-8 text; add_special: what add_special_tokens=True adds (BOS). Special tokens spelled in text are recognised. */
 int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes, bool add_special, struct token_list *out,

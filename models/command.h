@@ -20,11 +20,7 @@
          .value = "DIR",                                                                                                                   \
          .type = OPTION_TEXT,                                                                                                              \
          .help = "folder of the language model, where the checkpoint holds a projector alone (LLaVA's first stage)"},                      \
-        {.name = "--template",                                                                                                             \
-         .value = "NAME",                                                                                                                  \
-         .type = OPTION_TEXT,                                                                                                              \
-         .help = "conversation template of `question`: llama_3_1, vicuna_v1, plain, llama3"},                                              \
-    {                                                                                                                                      \
+        {.name = "--template", .value = "NAME", .type = OPTION_TEXT, .help = "conversation template of `question`: " TEMPLATE_NAMES}, {    \
         .name = "--batch", .type = OPTION_INT, .low = 1, .high = 4096, .fallback = "8",                                                    \
         .help = "samples in one forward pass; changes nothing beyond f32 rounding"                                                         \
     }

@@ -7,20 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-int template_parse(const char *name, enum prompt_template *t, struct error *err) {
-    static const struct {
-        const char *name;
-        enum prompt_template t;
-    } known[] = {
-        {"llama_3_1", TEMPLATE_LLAMA_3_1}, {"vicuna_v1", TEMPLATE_VICUNA_V1}, {"plain", TEMPLATE_PLAIN}, {"llama3", TEMPLATE_CHAT_LLAMA3}};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(name, known[i].name)) {
-            *t = known[i].t;
-            return 0;
-        }
-    return fail(err, "--template %s: unknown; templates: llama_3_1, vicuna_v1, plain, llama3", name);
-}
-
 /* How pictures are preprocessed: the settings of the tower's folder, else of the model's, else CLIP's at the tower's size. */
 static int open_pictures(struct model *m, const struct checkpoint *c, struct error *err) {
     const struct checkpoint_config *g = &c->config;
@@ -66,7 +52,7 @@ static int open_bridge(struct model *m, const struct checkpoint *c, struct error
 static int open_text(struct model *m, const struct checkpoint *c, const char *template, struct error *err) {
     struct error unknown; /* a folder without a known template still takes prompts; questions then say what to do */
     if (tokenizer_open(&m->tokenizer, checkpoint_tokenizer(c), err)) return -1;
-    if (template) return template_parse(template, &m->template, err);
+    if (template) return prompt_template_named(&m->template, template, err);
     if (prompt_template_of(&m->template, m->tokenizer, c->config.layout == LAYOUT_LLAVA, &unknown)) m->template = TEMPLATE_NONE;
     return 0;
 }

@@ -34,7 +34,6 @@ int model_open(struct model *m, struct device *dev, const char *dir, const struc
 void model_close(struct model *m); /* also of a model that is all zero, or whose open failed */
 /* Is there such a point in this model (parts, layer range, layers opened)? The error names both. */
 int model_check_point(const struct model *m, enum probe_point point, int layer, struct error *err);
-int template_parse(const char *name, enum prompt_template *t, struct error *err); /* --template NAME */
 
 /* Packs samples[first .. first+n) into a batch (pictures decoded and preprocessed in parallel). with_answer as prompt_build.
  * Errors name the sample's line. Samples longer than max_positions are an error naming both lengths. */

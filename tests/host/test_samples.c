@@ -14,17 +14,20 @@
 #define GOLDEN    "tests/golden/host/"
 #define FILE_NAME "build/test-samples.jsonl"
 
-static struct tokenizer *tok;
+static struct tokenizer *tok, *pieces, *llava_hf;
 
 static int setup(void **state) {
     (void)state;
     struct error err;
-    return tokenizer_open(&tok, GOLDEN "llama3", &err);
+    return tokenizer_open(&tok, GOLDEN "llama3", &err) || tokenizer_open(&pieces, GOLDEN "pieces", &err) ||
+           tokenizer_open(&llava_hf, GOLDEN "llava_hf", &err);
 }
 
 static int teardown(void **state) {
     (void)state;
     tokenizer_close(tok);
+    tokenizer_close(pieces);
+    tokenizer_close(llava_hf);
     unlink(FILE_NAME);
     return 0;
 }
@@ -34,10 +37,6 @@ static void write_text(const char *text) {
     assert_non_null(f);
     fputs(text, f);
     fclose(f);
-}
-
-static int template_of(const char *name) {
-    return !strcmp(name, "llama_3_1") ? TEMPLATE_LLAMA_3_1 : !strcmp(name, "llama3") ? TEMPLATE_CHAT_LLAMA3 : TEMPLATE_VICUNA_V1;
 }
 
 /* The golden lines, each written to a file and read back as a sample. */
@@ -56,8 +55,14 @@ static void test_golden(void **state) {
         free(text);
         if (samples_open(&s, FILE_NAME, &err)) fail_msg("%s", err.text);
         const json_t *ids = json_object_get(line, "ids"), *kinds = json_object_get(line, "kinds");
-        enum prompt_template t = (enum prompt_template)template_of(json_string_value(json_object_get(line, "template")));
-        if (prompt_build(&p, tok, t, &s.at[0], (int)json_integer_value(json_object_get(line, "rows")), true, &err))
+        const char *folder = json_string_value(json_object_get(line, "tokenizer"));
+        enum prompt_template t;
+        assert_int_equal(prompt_template_named(&t, json_string_value(json_object_get(line, "template")), &err), 0);
+        if (prompt_build(&p,
+                         !folder                     ? tok
+                         : !strcmp(folder, "pieces") ? pieces
+                                                     : llava_hf,
+                         t, &s.at[0], (int)json_integer_value(json_object_get(line, "rows")), true, &err))
             fail_msg("line %ld: %s", lines.line, err.text);
         bool same = (size_t)p.count == json_array_size(ids);
         for (int i = 0; same && i < p.count; i++)
@@ -73,7 +78,7 @@ static void test_golden(void **state) {
         json_decref(line);
     }
     jsonl_close(&lines);
-    assert_true(n >= 25);
+    assert_true(n >= 70);
     assert_int_equal(wrong, 0);
 }
 
@@ -211,29 +216,52 @@ static void test_other_tokenizer(void **state) {
     assert_non_null(strstr(err.text, "--template"));
     assert_int_equal(prompt_template_of(&t, tok, true, &err), 0);
     assert_int_equal(t, TEMPLATE_LLAMA_3_1);
+    assert_int_equal(prompt_template_of(&t, pieces, true, &err), 0);
+    assert_int_equal(t, TEMPLATE_VICUNA_V1);
     tokenizer_close(gpt2);
 }
 
-/* Chat templates are compared as text: LLaMA-3's with and without its switch, blanks apart; anything else is not guessed. */
+#define CHATML_REST                                                                                                                        \
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"   \
+    "{{ '<|im_start|>assistant\\n' }}{% endif %}"
+#define CHATML "{% for message in messages %}" CHATML_REST
+#define LLAVA_CHAT(last)                                                                                                                   \
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}{# Render all images " \
+    "first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}{# Render all " \
+    "text next #}{% if message['role'] != 'assistant' %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') "     \
+    "%}{{ content['text'] + ' '}}{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') "      \
+    "%}{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ "  \
+    "'" last "' }}{% endif %}"
+
+/* Chat templates are compared as text, blanks outside of quotes apart; anything else is not guessed. */
 static void test_chat_templates(void **state) {
     (void)state;
     static const struct {
         const char *chat;
-        bool known;
+        enum prompt_template t;
     } cases[] = {
         {"{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + "
          "'<|end_header_id|>\\n\\n'+ message['content'] | trim + "
          "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if "
          "add_generation_prompt %}{{ "
          "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-         true},
+         TEMPLATE_CHAT_LLAMA3},
         {"{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
          "message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
          "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{{ "
          "'<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
-         true},
-        {"{% for message in messages %}{{ message['content'] }}{% endfor %}", false},
-        {"", false},
+         TEMPLATE_CHAT_LLAMA3},
+        {"{% for message in messages %}{{ message['content'] }}{% endfor %}", TEMPLATE_NONE},
+        {"", TEMPLATE_NONE},
+        {CHATML, TEMPLATE_CHATML},
+        {"{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI "
+         "assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}" CHATML_REST,
+         TEMPLATE_SMOLLM2},
+        {"{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful "
+         "assistant<|im_end|>\n' }}{% endif %}" CHATML_REST,
+         TEMPLATE_NONE},
+        {LLAVA_CHAT("ASSISTANT:"), TEMPLATE_CHAT_LLAVA},
+        {LLAVA_CHAT("ASSISTANT: "), TEMPLATE_NONE},
     };
     char *text;
     size_t size;
@@ -252,8 +280,8 @@ static void test_chat_templates(void **state) {
         struct tokenizer *one;
         enum prompt_template t;
         assert_int_equal(tokenizer_open(&one, dir, &err), 0);
-        assert_int_equal(prompt_template_of(&t, one, false, &err), cases[i].known ? 0 : -1);
-        assert_int_equal(t, cases[i].known ? TEMPLATE_CHAT_LLAMA3 : TEMPLATE_NONE);
+        assert_int_equal(prompt_template_of(&t, one, false, &err), cases[i].t != TEMPLATE_NONE ? 0 : -1);
+        assert_int_equal(t, cases[i].t);
         tokenizer_close(one);
         unlink(a);
         unlink(b);

@@ -183,7 +183,7 @@ static void test_refused(void **state) {
     (void)state;
     refused("{\"model\": {\"type\": \"Unigram\"}}", "Unigram");
     refused("{\"model\": {\"type\": \"WordPiece\"}}", "WordPiece");
-    refused("{\"model\": {\"byte_fallback\": true}}", "SentencePiece");
+    refused("{\"model\": {\"byte_fallback\": true}}", "byte_fallback");
     refused("{\"model\": {\"dropout\": 0.1}}", "dropout");
     refused("{\"model\": {\"end_of_word_suffix\": \"</w>\"}}", "end_of_word_suffix");
     refused("{\"model\": {\"vocab\": 3}}", "vocab");
@@ -193,9 +193,11 @@ static void test_refused(void **state) {
     refused("{\"model\": {\"merges\": [[\"q\", \"\\u0416\"]]}}", "merges[0]");
     refused("{\"model\": {\"merges\": [5]}}", "merges[0]");
     refused("{\"normalizer\": {\"type\": \"NFC\"}}", "NFC");
-    refused("{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]}}", "normalizer Sequence");
+    refused("{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]}}", "NFC");
     refused("{\"pre_tokenizer\": {\"type\": \"Metaspace\"}}", "Metaspace");
     refused("{\"pre_tokenizer\": null}", "pre-tokenizer");
+    refused("{\"normalizer\": {\"type\": \"Prepend\", \"prepend\": \"x\"}}", "normalizer");
+    refused("{\"normalizer\": {\"type\": \"Replace\", \"pattern\": {\"Regex\": \"x\"}, \"content\": \"\"}}", "Replace");
     refused(
         "{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\"}]}}",
         "pattern");

@@ -3,26 +3,33 @@
 Writes tests/golden/host/:
     llama3/, gpt2/     small trained tokenizers (tokenizer.json) of LLaMA-3's and of SmolLM2's kind
     texts.jsonl        text and its ids under both, by `tokenizers`
-    prompts.jsonl      data lines and their ids and kinds: chunks around <image> as LLaVA's tokenizer_image_token cuts them
+    pieces/            a small SentencePiece BPE (tokenizer.model) of LLaMA-2's kind, as in Vicuna's folder
+    llava_hf/          the same pieces as tokenizer.json, with llava-hf's <image>
+    texts_pieces.jsonl text and its ids: under pieces/ by sentencepiece between special tokens; under llava_hf/, as it is and with Metaspace
+                       (first) instead of its normalizer, by `tokenizers`
+    decoded.jsonl      ids and their text under llava_hf/ (its decoder, and Metaspace's), by `tokenizers`
+    prompts.jsonl      data lines and their ids and kinds: chunks around <image> as LLaVA's tokenizer_image_token cuts them; llava-hf's in one
     pictures/          JPEG and PNG files of every kind
     pictures.jsonl      for each: FNV-1a 64 of the RGB bytes by Pillow and of the pixel values by CLIPImageProcessor (slow)
     about.json         versions and seed
 
-usage: make_host.py OUT_DIR      needs pillow < 12, transformers < 5 (its slow CLIPImageProcessor), tokenizers, numpy
+usage: make_host.py OUT_DIR      needs pillow < 12, transformers < 5 (its slow CLIPImageProcessor), tokenizers, sentencepiece, numpy
 """
 import json
 import os
 import random
+import re
 import struct
 import sys
 import zlib
 
 import numpy as np
 import PIL
+import sentencepiece
 import tokenizers
 import transformers
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers.models.clip.image_processing_clip import CLIPImageProcessor
 
 SEED = 20240731
@@ -70,6 +77,66 @@ def train(kind, folder):
     return Tokenizer.from_file(path)
 
 
+BLANK = "\u2581"
+PIECES_SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<pad>"]
+
+
+def save_compact(path, value):
+    with open(path, "w") as f:
+        json.dump(value, f, ensure_ascii=False, separators=(",", ":"))
+        f.write("\n")
+
+
+def train_pieces(folder):
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "tokenizer.model")
+    with open(path, "wb") as f:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=f, model_type="bpe", vocab_size=620, byte_fallback=True, normalization_rule_name="identity",
+                                                 remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True, character_coverage=0.99, num_threads=1, minloglevel=2)
+    sp = sentencepiece.SentencePieceProcessor(model_file=path)
+    n, flags = sp.get_piece_size(), {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    save_compact(os.path.join(folder, "tokenizer_config.json"), {
+        "add_bos_token": True, "add_eos_token": False, "legacy": True, "tokenizer_class": "LlamaTokenizer", "bos_token": {"__type": "AddedToken", "content": "<s>"} | flags, "pad_token": None,
+        "added_tokens_decoder": {str(i): {"content": t} | flags for i, t in enumerate(PIECES_SPECIAL[:3])}})
+    save_compact(os.path.join(folder, "added_tokens.json"), {"<pad>": n})
+    save_compact(os.path.join(folder, "special_tokens_map.json"), {"bos_token": "<s>", "eos_token": {"content": "</s>"} | flags, "unk_token": "<unk>", "pad_token": "<pad>"})
+    return sp
+
+
+def pieces_json(sp, folder):
+    """The pieces as LLaMA-2's tokenizer.json has them: a merge for every way to make one of two, the best score first."""
+    vocab = {sp.id_to_piece(i): i for i in range(sp.get_piece_size())}
+    merges = []
+    for piece, i in vocab.items():
+        if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i)):
+            merges += [(-sp.get_score(i), i, vocab[piece[:k]], piece[:k], piece[k:]) for k in range(1, len(piece)) if piece[:k] in vocab and piece[k:] in vocab]
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=[m[3:] for m in sorted(merges)], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tok.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
+    tok.decoder = decoders.Sequence([decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tok.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in PIECES_SPECIAL])
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])])
+    os.makedirs(folder, exist_ok=True)
+    save_compact(os.path.join(folder, "tokenizer.json"), json.loads(tok.to_str()))
+    return Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+
+
+def with_metaspace(tok):
+    other = Tokenizer.from_str(tok.to_str())
+    other.normalizer = None
+    other.pre_tokenizer = pre_tokenizers.Metaspace(BLANK, prepend_scheme="first", split=False)
+    other.decoder = decoders.Metaspace(BLANK, prepend_scheme="first")
+    return other
+
+
+def pieces_between(sp, text):
+    """What transformers' LlamaTokenizer (slow, legacy) does: every text between special tokens goes to sentencepiece by itself."""
+    ids = {t: i for i, t in enumerate(PIECES_SPECIAL[:3])} | {"<pad>": sp.get_piece_size()}
+    out = [sp.bos_id()]
+    for part in re.split("(" + "|".join(map(re.escape, ids)) + ")", text):
+        out += [ids[part]] if part in ids else sp.encode(part) if part else []
+    return out
+
+
 POOLS = ["abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", " \t\n\r  \u00a0\u3000\u2028\x85\x0b\x0c\x1c\x1f", "'’sStTrReEvVmMlLdD ſ\u212a",
          "äöüßéèñçÅØæœ", "日本語中文한국어ひらがなカタカナ", "😀👩\u200d👧👍🏽🇩🇪", "!?.,;:-_()[]{}<>|/\\\"'`~@#$%^&*+=", "٠١٢३४५Ⅷ½²①", "\u0301\u200d\u200b\u180e\ufeff\u00ad",
          "ЖдиПривет", "שלוםمرحبا", "\x00\x01\x7f\u0080"]
@@ -93,6 +160,18 @@ def texts(n, seed):
     return out
 
 
+def pieces_texts(sp, tok):
+    rng, other = random.Random(SEED + 1), with_metaspace(tok)
+    some = [t.replace("<|eot_id|>", rng.choice(PIECES_SPECIAL)).replace("<|im_start|>", " </s>") for t in texts(200, SEED + 1)]
+    some += ["<s>", "a<s>b", "<s> a", " <unk>x", "<0x41>", BLANK, BLANK + BLANK + "a", " " + BLANK + " a", "<image>\nWhere is the red cube?", "x" * 50, " " * 20, "日本語の文章" * 10]
+    lines = [{"text": t, "pieces": pieces_between(sp, t), "llava_hf": tok.encode(t).ids, "metaspace": other.encode(t).ids} for t in some]
+    back = []
+    for _ in range(80):
+        ids = rng.choice(lines)["llava_hf"][:12] if rng.random() < 0.5 else [rng.randrange(rng.choice((tok.get_vocab_size(), 259))) for _ in range(rng.randint(1, 8))]
+        back.append({"ids": ids, "llava_hf": tok.decode(ids, skip_special_tokens=False), "skipped": tok.decode(ids), "metaspace": other.decode(ids, skip_special_tokens=False)})
+    return lines, back
+
+
 def write_lines(path, lines):
     with open(path, "w") as f:
         for line in lines:
@@ -107,12 +186,23 @@ SHAPES = {  # before, after, before the answer
     "llama_3_1": ("<|begin_of_text|>" + HEAD % "system" + LLAVA + "<|eot_id|>" + HEAD % "user", "<|eot_id|>" + HEAD % "assistant", ""),
     "llama3": ("<|begin_of_text|>" + HEAD % "user", "<|eot_id|>" + HEAD % "assistant", ""),
     "vicuna_v1": ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-                  "user's questions. USER: ", " ASSISTANT:", " ")}
+                  "user's questions. USER: ", " ASSISTANT:", " "),
+    "llava_1_5": ("USER: ", " ASSISTANT:", " "),
+    "plain": ("", "", "")}
 
 
 def tokens(tok, text, kinds):
     e = tok.encode(text, add_special_tokens=False)
     return e.ids, [kinds[a] for a, _ in e.offsets]
+
+
+def goes_on(tok):
+    """The tokenizer for a text that goes on: nothing is put before it."""
+    if tok.normalizer is None:
+        return tok
+    other = Tokenizer.from_str(tok.to_str())
+    other.normalizer = normalizers.Replace(" ", BLANK)
+    return other
 
 
 def prompt(tok, line, template, rows):
@@ -121,36 +211,42 @@ def prompt(tok, line, template, rows):
     else:
         before, after, *_ = SHAPES[template]
         if "image" in line:
-            before += "<image>\n"
+            before += "<image>" if template == "plain" else "<image>\n"
         q = line.get("question", f"Is the following statement correct? Answer only with 'Yes' or 'No'.\nStatement: {line.get('caption')}\nAnswer:")
         text, kinds = before + q + after, [2] * len(before) + [3] * len(q) + [2] * len(after)
-    bos = tok.token_to_id("<|begin_of_text|>")
-    ids, out = [bos], [0]
-    if text.startswith("<|begin_of_text|>"):
-        text, kinds = text[17:], kinds[17:]
-    pieces = text.split("<image>")
-    if "image" in line and len(pieces) == 1:
+    spelled = "<|begin_of_text|>" if tok.token_to_id("<|begin_of_text|>") else "<s>"
+    ids, out, image = [tok.token_to_id(spelled)], [0], tok.token_to_id("<image>")
+    if text.startswith(spelled):
+        text, kinds = text[len(spelled):], kinds[len(spelled):]
+    pieces = [text] if image is not None else text.split("<image>")
+    if "image" in line and "<image>" not in text:
         ids, out = ids + [-200] * rows, out + [1] * rows
     at = 0
     for i, piece in enumerate(pieces):
         if i:
             ids, out = ids + [-200] * rows, out + [1] * rows
-        a, b = tokens(tok, piece, kinds[at:at + len(piece)])
-        ids, out, at = ids + a, out + b, at + len(piece) + 7
+        for token, kind in zip(*tokens(tok, piece, kinds[at:at + len(piece)])):
+            ids, out = (ids + [-200] * rows, out + [1] * rows) if token == image else (ids + [token], out + [kind])
+        at += len(piece) + 7
     if "answer" in line:
         part = ("" if "prompt" in line else SHAPES[template][2]) + line["answer"]
-        a, b = tokens(tok, part, [4] * len(part))
+        a, b = tokens(goes_on(tok), part, [4] * len(part))
         ids, out = ids + a, out + b
     return {"line": line, "template": template, "rows": rows, "ids": ids, "kinds": out}
 
 
-def prompts(tok):
+def prompts(tok, pieces, llava_hf):
     lines = [{"prompt": "The red cube"}, {"prompt": "<|begin_of_text|>The red cube"}, {"prompt": "The red cube", "image": "a.png"}, {"prompt": "See <image> here", "image": "a.png"},
              {"prompt": "<image>\nWhere is it?", "image": "a.png"}, {"prompt": "Is it red?", "answer": "yes"}, {"prompt": "A:<|eot_id|>", "answer": " It's blue"}]
     asked = [{"question": "Where is the cube?"}, {"question": " Where is it? "}, {"question": "Where is the cube?", "image": "a.png"}, {"question": "  two blanks", "image": "a.png"},
              {"question": "Where is it?", "image": "a.png", "answer": "behind the cone"}, {"caption": "The cube is left of the cone.", "image": "a.png", "label": 1},
              {"question": "日本語?", "image": "a.png", "answer": "Größe"}]
-    return [prompt(tok, line, "llama_3_1", 3) for line in lines] + [prompt(tok, line, t, 4) for t in SHAPES for line in asked]
+    out = [prompt(tok, line, "llama_3_1", 3) for line in lines] + [prompt(tok, line, t, 4) for t in ("llama_3_1", "llama3", "vicuna_v1") for line in asked]
+    lines[1], lines[6] = {"prompt": "<s>The red cube"}, {"prompt": "A:</s>", "answer": " It's blue"}
+    for name, other, templates in (("pieces", pieces, ("vicuna_v1", "plain")), ("llava_hf", llava_hf, ("llava_1_5", "vicuna_v1"))):
+        out += [{"tokenizer": name} | prompt(other, line, templates[0], 3) for line in lines]
+        out += [{"tokenizer": name} | prompt(other, line, t, 4) for t in templates for line in asked]
+    return out
 
 
 # ---- pictures ----
@@ -257,10 +353,16 @@ def main(out):
     os.makedirs(out, exist_ok=True)
     toks = {kind: train(kind, os.path.join(out, kind)) for kind in ("llama3", "gpt2")}
     write_lines(os.path.join(out, "texts.jsonl"), [{"text": t, **{k: v.encode(t).ids for k, v in toks.items()}} for t in texts(340, SEED)])
-    write_lines(os.path.join(out, "prompts.jsonl"), prompts(toks["llama3"]))
+    sp = train_pieces(os.path.join(out, "pieces"))
+    llava_hf = pieces_json(sp, os.path.join(out, "llava_hf"))
+    without = Tokenizer.from_str(json.dumps({**json.loads(llava_hf.to_str()), "added_tokens": json.loads(llava_hf.to_str())["added_tokens"][:3]}))   # pieces/ knows no <image>
+    lines, back = pieces_texts(sp, llava_hf)
+    write_lines(os.path.join(out, "texts_pieces.jsonl"), lines)
+    write_lines(os.path.join(out, "decoded.jsonl"), back)
+    write_lines(os.path.join(out, "prompts.jsonl"), prompts(toks["llama3"], without, llava_hf))
     folder = os.path.join(out, "pictures")
     write_lines(os.path.join(out, "pictures.jsonl"), pixels(folder, pictures(folder)))
-    about = {"made_by": "tools/golden/make_host.py", "seed": SEED, "tokenizers": tokenizers.__version__, "pillow": PIL.__version__,
+    about = {"made_by": "tools/golden/make_host.py", "seed": SEED, "tokenizers": tokenizers.__version__, "sentencepiece": sentencepiece.__version__, "pillow": PIL.__version__,
              "transformers": transformers.__version__, "numpy": np.__version__, "settings": SETTINGS}
     with open(os.path.join(out, "about.json"), "w") as f:
         json.dump(about, f, indent=2)
