@@ -28,7 +28,7 @@ static const struct group {
     {"Look at what is there", {"info", "tokenize", "detokenize", "preprocess"}},
     {"Run a model or a dictionary", {"generate", "harvest", "encode", "convert"}},
     {"The pipeline, stage by stage",
-     {"train", "diff", "select", "attribute", "intervene", "evaluate", "steer", "concepts", "align", "report"}},
+     {"train", "diff", "select", "attribute", "evaluate", "vectors", "intervene", "steer", "concepts", "align", "report"}},
     {"All stages", {"run"}},
 };
 enum { N_GROUPS = sizeof groups / sizeof *groups };

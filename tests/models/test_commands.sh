@@ -67,6 +67,22 @@ printf '{"prompt": "abc"}\n{"prompt": "a", "image": "gone.png"}\n' >"$dir/data.j
 expect 2 'gone.png|line 2' 'a missing picture' $program harvest --model $tiny/tiny_llava --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points projector
 [ -e "$dir/h.safetensors" ] && failed=$((failed + 1)) && echo "FAILED: an output file of a failed run"
 
+vectors="$program vectors --out $dir/v.safetensors --method"
+expect 0 '"method":"decoder","tensors":[{"name":"decoder","row":0,"feature":3,"norm":' 'decoder rows' $vectors decoder --sae $tiny/edits/sae_topk --features 3,0
+expect 0 '"decoder"|"shape":[2,48]' 'what vectors wrote' head -c 400 "$dir/v.safetensors"
+rm "$dir/v.safetensors"
+expect 2 '--features needs numbers from 0 to 39' 'a feature that is not there' $vectors decoder --sae $tiny/edits/sae_topk --features 3,40
+expect 2 'decoder, caa, mmdiff-scale, mmdiff-sum or means' 'an unknown method' $vectors pca
+expect 2 'needs --model DIR and --data FILE' 'CAA without a model' $vectors caa
+expect 2 'does not take --sae' 'CAA with a dictionary' $vectors caa --model $tiny/tiny_llama --data "$dir/data.jsonl" --sae $tiny/edits/sae_topk
+printf '{"prompt": "abc", "answer": "yes"}\n{"prompt": "abc", "answer": "blue"}\n' >"$dir/pairs.jsonl"
+expect 2 "pairs.jsonl, line 2: needs the key 'incorrect'" 'no wrong answer' $vectors caa --model $tiny/tiny_llama --data "$dir/pairs.jsonl"
+[ -e "$dir/v.safetensors" ] && failed=$((failed + 1)) && echo "FAILED: an output file of failed vectors"
+printf '{"prompt": "abc", "answer": "yes"}\n{"prompt": "abc", "answer": "blue", "incorrect": "red"}\n' >"$dir/pairs.jsonl"
+expect 0 '"contrast":"answers","positive":2,"negative":2|"name":"blocks.1.hook_resid_post"' 'CAA' $vectors caa --model $tiny/tiny_llama --data "$dir/pairs.jsonl"
+expect 0 '"name":"blocks.0.attn.hook_z"' 'means' $vectors means --model $tiny/tiny_llama --data "$dir/pairs.jsonl"
+echo '[{"op":"head","heads":[0],"mode":"mean","mean":"v.safetensors"}]' >"$dir/mean.json"
+expect 0 '"ids":[' 'an edit with them' $program generate --model $tiny/tiny_llama --prompt 'hello' --max-new-tokens 3 --json --edit "$dir/mean.json"
 if [ -d $world/vlm ]; then
     head -1 $world/data/vqa_test.jsonl >"$dir/data.jsonl" && ln -s "$PWD/$world/data/images" "$dir/images"
     expect 0 '' 'harvest at the tower' $program harvest --model $world/vlm --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.4.hook_resid_post,vision.selected,projector,ln_final.hook_normalized'
