@@ -51,6 +51,11 @@ struct piece {
 
 static size_t round_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+static size_t encode_bytes(const struct sae_workspace *w) {
+    const struct sae shape = {.activation = SAE_TOPK, .d = w->d, .M = w->M};
+    return sae_scratch_bytes(&shape, w->max_batch, w->K);
+}
+
 /* The same list measures and places. */
 static int workspace_pieces(struct sae_workspace *w, struct piece *p) {
     size_t d = (size_t)w->d, M = (size_t)w->M, B = (size_t)w->max_batch, BK = B * (size_t)w->K;
@@ -67,7 +72,7 @@ static int workspace_pieces(struct sae_workspace *w, struct piece *p) {
         {&w->row_error, B * sizeof(real_t)},
         {&w->group, B},
         {&w->csc, OP(sae_csc_scratch)(w->max_batch, w->M, w->K)},
-        {&w->encode, OP(sae_encode_scratch)(w->max_batch, w->d, w->M, w->K)},
+        {&w->encode, encode_bytes(w)},
     };
     memcpy(p, list, sizeof list);
     return (int)(sizeof list / sizeof *list);
@@ -131,7 +136,7 @@ int sae_workspace_open(struct sae_workspace **out, struct device *dev, int d, in
     struct sae_workspace *w = memory_take(1, sizeof *w);
     struct piece p[MAX_PIECES];
     w->dev = dev, w->d = d, w->M = M, w->K = K, w->max_batch = max_batch;
-    w->encode_bytes = OP(sae_encode_scratch)(max_batch, d, M, K);
+    w->encode_bytes = encode_bytes(w);
     w->host_values = memory_take((size_t)max_batch * (size_t)K, sizeof *w->host_values);
     int n = workspace_pieces(w, p);
     *out = w;
