@@ -96,6 +96,7 @@ void llama_close(struct llama *m, struct device *dev) {
     buffer_free(&m->rope, dev);
     buffer_free(&m->scratch, dev);
     buffer_free(&m->logits, dev);
+    buffer_free(&m->backward, dev);
 }
 
 int llama_reserve_positions(struct llama *m, struct device *dev, int positions, struct error *err) {
@@ -180,6 +181,11 @@ static int visit(struct pass *p, enum probe_point point, int layer, void *x, int
     return place(layer, point) >= p->until;
 }
 
+/* (N, C) stream to `to`; NULL: not kept */
+static void keep_stream(const struct pass *p, act_t *to) {
+    if (to && to != p->rows->stream) device_copy(p->dev, to, p->s.x, (size_t)p->N * (size_t)p->m->config.C * sizeof *to);
+}
+
 /* This layer's new keys and values go to their sequences' places in the cache; k, v then point at the layer's whole cache. */
 static void store_keys(const struct pass *p, int layer, const act_t **k, const act_t **v) {
     const struct kv_cache *cache = p->rows->cache;
@@ -205,6 +211,14 @@ static void narrow(struct pass *p) {
     p->N = p->rows->S;
 }
 
+/* What this layer computes goes where the caller keeps it. */
+static void keep_layer(struct pass *p, const struct llama_kept *k) {
+    struct llama_scratch *s = &p->s;
+    s->q = k->q, s->k = k->k, s->v = k->v, s->z = k->z, s->gate_up = k->gate_up;
+    s->attn_rstd = k->attn_rstd, s->mlp_rstd = k->mlp_rstd, s->lse = k->lse;
+    keep_stream(p, k->x);
+}
+
 static int attention_half(struct pass *p, int layer) {
     const struct llama *m = p->m;
     const struct llama_config *c = &m->config;
@@ -216,7 +230,7 @@ static int attention_half(struct pass *p, int layer) {
     const bool few = p->narrow && layer == c->L - 1;
     const act_t *k = s->k, *v = s->v;
     int N = p->N, done;
-    rmsnorm_forward(dev, s->h, NULL, s->x, w->attn_norm, N, C, c->eps);                         /* h (N, C) */
+    rmsnorm_forward(dev, s->h, s->attn_rstd, s->x, w->attn_norm, N, C, c->eps);                 /* h (N, C) */
     linear_forward(dev, s->qkv, s->h, w->qkv, NULL, N, C, (H + 2 * G) * D);                     /* qkv (N, (H+2G)*D) */
     qkv_split_rope(dev, s->q, s->k, s->v, s->qkv, r->position, m->cosine, m->sine, N, H, G, D); /* q (N, H, D), k, v (N, G, D) */
     if (r->cache) store_keys(p, layer, &k, &v);
@@ -224,14 +238,16 @@ static int attention_half(struct pass *p, int layer) {
         narrow(p);
         N = p->N;
     }
-    attention_forward(dev, s->z, NULL, s->q, k, v, few ? r->one_each : r->q_start, r->k_start, r->k_length, r->S, few ? 1 : r->max_q, H, G,
-                      D, 1 / sqrtf((real_t)D), true);
+    attention_forward(dev, s->z, s->lse, s->q, k, v, few ? r->one_each : r->q_start, r->k_start, r->k_length, r->S, few ? 1 : r->max_q, H,
+                      G, D, 1 / sqrtf((real_t)D), true);
     if ((done = visit(p, PROBE_ATTN_Z, layer, s->z, H * D))) /* z (N, H, D) */
         return done;
     linear_forward(dev, s->out, s->z, w->o, NULL, N, H * D, C); /* out (N, C) */
     if ((done = visit(p, PROBE_ATTN_OUT, layer, s->out, C))) return done;
     residual_add(dev, s->x, s->x, s->out, (size_t)N * (size_t)C);
-    return visit(p, PROBE_RESID_MID, layer, s->x, C);
+    done = visit(p, PROBE_RESID_MID, layer, s->x, C);
+    if (r->keep) keep_stream(p, r->keep[layer].mid);
+    return done;
 }
 
 static int mlp_half(struct pass *p, int layer) {
@@ -241,10 +257,10 @@ static int mlp_half(struct pass *p, int layer) {
     struct device *dev = p->dev;
     const int N = p->N, C = c->C, F = c->F;
     int done;
-    rmsnorm_forward(dev, s->h, NULL, s->x, w->mlp_norm, N, C, c->eps);    /* h (N, C) */
-    linear_forward(dev, s->gate_up, s->h, w->gate_up, NULL, N, C, 2 * F); /* gate_up (N, 2F) */
-    swiglu_forward(dev, s->y, s->gate_up, N, F);                          /* y (N, F) */
-    linear_forward(dev, s->out, s->y, w->down, NULL, N, F, C);            /* out (N, C) */
+    rmsnorm_forward(dev, s->h, s->mlp_rstd, s->x, w->mlp_norm, N, C, c->eps); /* h (N, C) */
+    linear_forward(dev, s->gate_up, s->h, w->gate_up, NULL, N, C, 2 * F);     /* gate_up (N, 2F) */
+    swiglu_forward(dev, s->y, s->gate_up, N, F);                              /* y (N, F) */
+    linear_forward(dev, s->out, s->y, w->down, NULL, N, F, C);                /* out (N, C) */
     if ((done = visit(p, PROBE_MLP_OUT, layer, s->out, C))) return done;
     residual_add(dev, s->x, s->x, s->out, (size_t)N * (size_t)C);
     return visit(p, PROBE_RESID_POST, layer, s->x, C);
@@ -295,6 +311,7 @@ int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *
         .m = m, .dev = dev, .rows = rows, .probes = probes, .until = last_place(m, probes, last_logits != NULL), .N = rows->N, .err = err};
     struct arena a = {0};
     if (p.until == LONG_MIN || rows->N == 0) return 0;
+    CHECK(!last_logits || !rows->keep, "last_logits of a pass that is kept");
     p.narrow = last_logits && rows->N > rows->S && !late_probes(m, probes);
     layout_scratch(&p.s, &a, &m->config, (size_t)rows->N, (size_t)rows->S);
     if (buffer_reserve(&m->scratch, dev, a.used, "activations of the language model", err)) return -1;
@@ -302,10 +319,16 @@ int llama_forward(struct llama *m, struct device *dev, const struct llama_rows *
     layout_scratch(&p.s, &a, &m->config, (size_t)rows->N, (size_t)rows->S);
 
     const int C = m->config.C;
-    embed_forward(dev, p.s.x, rows->source, m->embed, rows->image_rows, rows->N, C); /* x (N, C) */
-    int done = visit(&p, PROBE_EMBED, -1, p.s.x, C);
-    for (int l = 0; l < m->layers && !done; l++) {
+    int done = 0;
+    if (rows->stream) {
+        device_copy(dev, p.s.x, rows->stream, (size_t)rows->N * (size_t)C * sizeof(act_t)); /* x (N, C) */
+    } else {
+        embed_forward(dev, p.s.x, rows->source, m->embed, rows->image_rows, rows->N, C); /* x (N, C) */
+        done = visit(&p, PROBE_EMBED, -1, p.s.x, C);
+    }
+    for (int l = rows->from; l < m->layers && !done; l++) {
         done = visit(&p, PROBE_RESID_PRE, l, p.s.x, C);
+        if (!done && rows->keep) keep_layer(&p, &rows->keep[l]);
         if (!done) done = attention_half(&p, l);
         if (!done) done = mlp_half(&p, l);
     }

@@ -15,17 +15,26 @@ struct llama_layer {
     act_t *gate_up;   /* (2F, C): gate rows, up rows */
     act_t *down;      /* (C, F) */
 };
+/* Activations of one layer that llama_backward reads. */
+struct llama_kept {
+    act_t *x, *mid;                     /* (N, C) the residual stream before attention, and before the MLP */
+    act_t *q, *z;                       /* (N, H, D), q after rotation */
+    act_t *k, *v;                       /* (N, G, D), k after rotation */
+    act_t *gate_up;                     /* (N, 2F) */
+    real_t *attn_rstd, *mlp_rstd, *lse; /* (N), (N), (N, H): the norms' and the softmax's */
+};
 /* Activations of one pass, placed in llama.scratch; attention's and the MLP's share their place. */
 struct llama_scratch {
-    act_t *x;       /* (N, C) residual stream */
-    act_t *h;       /* (N, C) normalised */
-    act_t *out;     /* (N, C) attn_out, then mlp_out */
-    act_t *qkv;     /* (N, (H+2G)*D) */
-    act_t *q, *z;   /* (N, H, D) */
-    act_t *k, *v;   /* (N, G, D) */
-    act_t *gate_up; /* (N, 2F) */
-    act_t *y;       /* (N, F) */
-    act_t *last;    /* (S, C) */
+    act_t *x;                           /* (N, C) residual stream */
+    act_t *h;                           /* (N, C) normalised */
+    act_t *out;                         /* (N, C) attn_out, then mlp_out */
+    act_t *qkv;                         /* (N, (H+2G)*D) */
+    act_t *q, *z;                       /* (N, H, D) */
+    act_t *k, *v;                       /* (N, G, D) */
+    act_t *gate_up;                     /* (N, 2F) */
+    act_t *y;                           /* (N, F) */
+    act_t *last;                        /* (S, C) */
+    real_t *attn_rstd, *mlp_rstd, *lse; /* as in llama_kept, NULL: not kept */
 };
 struct llama {
     struct llama_config config;
@@ -36,7 +45,7 @@ struct llama {
     struct llama_layer *layer;
     real_t *cosine, *sine; /* (positions, D/2) */
     int positions;
-    struct buffer weights, rope, scratch, logits;
+    struct buffer weights, rope, scratch, logits, backward;
 };
 /* Keys and values of every layer, row-major by layer; sequence s owns rows k_start[s] .. of it. */
 struct kv_cache {
@@ -54,6 +63,9 @@ struct llama_rows {
     const int *one_each;                     /* (S+1) i32: 0 .. S, q_start when only the last rows are queries */
     const act_t *image_rows;                 /* (R, C), NULL without pictures */
     struct kv_cache *cache;                  /* NULL: the keys are the rows' own */
+    const act_t *stream; /* (N, C): the pass starts with this as hook_resid_pre of layer `from`; NULL: with the embedding */
+    int from;
+    const struct llama_kept *keep; /* (layers) where activations go that llama_backward reads; no last_logits then. NULL: none are kept */
 };
 
 /* Loads the first `layers` layers (0: all, with final norm and head). w->dev NULL: only checks names, dtypes and shapes. */

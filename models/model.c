@@ -186,6 +186,11 @@ int model_logits(struct model *m, int S, real_t **logits, int **argmax, struct e
     return 0;
 }
 
+int model_rows(struct model *m, const struct batch *b, struct llama_rows *rows, struct error *err) {
+    *rows = (struct llama_rows){0};
+    return llama_reserve_positions(m->llm, m->dev, b->longest, err) || model_upload_rows(m, rows, b, NULL, NULL, err) ? -1 : 0;
+}
+
 int model_forward(struct model *m, const struct batch *b, const struct probe *probes, int n_probes, float *last_logits, struct error *err) {
     const struct probes set = {probes, n_probes, b};
     bool vision = false, llm = last_logits != NULL;

@@ -6,6 +6,7 @@
 #include "models/batch.h"
 #include "models/probe.h"
 struct llama;
+struct llama_rows;
 struct clip;
 struct llava;
 struct model_state;
@@ -43,6 +44,10 @@ int model_batch(const struct model *m, struct batch *b, const struct samples *s,
 /* One forward pass over a packed batch; probes run where they ask to. Stops after the last layer any probe needs unless logits
  * are asked for: last_logits [out] (n_samples, V) f32 on the host, logits at each sample's last token, or NULL. */
 int model_forward(struct model *m, const struct batch *b, const struct probe *probes, int n_probes, float *last_logits, struct error *err);
+
+/* The rows of a batch for passes of m->llm that start from a given stream (rows->stream) and for their gradients: models/llama.h,
+ * models/llama_backward.h. Good until the model's next pass. */
+int model_rows(struct model *m, const struct batch *b, struct llama_rows *rows, struct error *err);
 
 /* Greedy generation with a KV cache for every sample of the batch; ids [out] malloced (n_samples, max_new), lengths [out]
  * malloced; the eos id is kept as the last id. stopped[i]: true when by eos. probes run on new tokens too (kind answer). */
