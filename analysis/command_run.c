@@ -9,6 +9,7 @@
 static void print_plan(const struct run_config *c, const bool *finished, const struct device *dev) {
     static const char *const what[RUN_STAGES] = {"fine-tune one dictionary per layer and regime on streamed activations",
                                                  "energies, cosines and the adapted features, against the base dictionaries",
+                                                 "which features fire for a task: odds ratio, Fisher's test, prompt filter",
                                                  "answers to questions and statements, scored", "report.html"};
     fprintf(stderr, "stagediff run: %s on %s\n", c->out, device_name(dev));
     for (int s = 0; s < RUN_STAGES; s++)
@@ -61,7 +62,7 @@ static struct option options[] = {
 
 struct command command_run = {
     .name = "run",
-    .summary = "every stage in order: train, diff, evaluate, report",
+    .summary = "every stage in order: train, diff, select, evaluate, report",
     .description =
         "Runs the stages of CONFIG.json one after the other into the run's folder: config.json (resolved), run.db, sae/, metrics.jsonl,\n"
         "report.html. A stage that was finished with the same settings and files is skipped; a stopped one goes on where it was.\n"

@@ -60,15 +60,11 @@ static int open_jobs(struct diff *d, int n_layers, int d_model, struct error *er
     return 0;
 }
 
-static size_t job_bytes(const struct diff_job *job) {
-    return sae_device_bytes(job->d, job->M, false) + (size_t)DIFF_GROUPS * (size_t)job->M * 16;
-}
-
 /* All dictionaries listen at once when they fit in half of what is free; otherwise only the regime that the report is about,
  * as many layers a pass as fit. */
 static void drop_regimes_too_many(struct diff *d) {
     size_t need = 0, room = device_memory_free(d->dev) / 2;
-    for (int j = 0; j < d->n_jobs; j++) need += job_bytes(&d->jobs[j]);
+    for (int j = 0; j < d->n_jobs; j++) need += diff_job_bytes(&d->jobs[j]);
     if (need <= room) return;
     int kept = 0;
     for (int j = 0; j < d->n_jobs; j++)
@@ -83,13 +79,14 @@ static void drop_regimes_too_many(struct diff *d) {
 }
 
 static int stream_all(struct diff *d, struct model *m, bool base, struct error *err) {
+    const struct diff_pass pass = {base ? "diff: base LLM" : "diff: vision-language model", base, true};
     for (int first = 0, end; first < d->n_jobs; first = end) {
         size_t need = 0, room = device_memory_free(d->dev) / 2;
         long tokens[DIFF_GROUPS] = {0};
         int status = 0;
         for (end = first; end < d->n_jobs && status == 0; end++) {
             struct sae_host tuned;
-            need += job_bytes(&d->jobs[end]);
+            need += diff_job_bytes(&d->jobs[end]);
             if (end > first && need > room) break;
             status = diff_load(&tuned, d->c, d->jobs[end].regime, d->jobs[end].layer, d->jobs[end].d, err);
             if (status) break;
@@ -98,7 +95,7 @@ static int stream_all(struct diff *d, struct model *m, bool base, struct error *
         }
         if (status == 0)
             status = diff_stream(d->jobs, d->n_jobs, &d->buffers, m, base ? &d->questions : &d->samples, d->n_samples, d->picture,
-                                 d->c->forward_samples, base, tokens, err);
+                                 d->c->forward_samples, &pass, tokens, err);
         for (int j = first; j < d->n_jobs; j++)
             if (d->jobs[j].sae.dev) diff_job_collect(&d->jobs[j], &d->buffers);
         if (status) return status;

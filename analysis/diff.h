@@ -33,6 +33,7 @@ struct diff_job {
     float *decoder_cosine, *encoder_cosine; /* (M) to the base SAE; NaN without one */
     uint8_t *adapted;                       /* (M) after diff_select */
     struct diff_top *top;                   /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
+    bool top_of[DIFF_GROUPS];               /* groups whose tokens count for top: image rows and words, unless changed */
     /* on the device while the job's pass runs */
     struct sae sae;
     double *device_energy;
@@ -71,9 +72,15 @@ int diff_load(struct sae_host *tuned, const struct run_config *c, enum regime re
 int diff_load_base(struct sae_host *base, const struct run_config *c, int layer, const struct sae_host *tuned, struct error *err);
 /* picture[i]: the first sample with sample i's image; i itself without one. Malloced. */
 long *diff_pictures(const struct samples *s);
-/* Runs the samples through the model (base: the base LLM) and every attached job. Adds to tokens. */
+/* Runs the samples through the model and every attached job. Adds to tokens. */
+struct diff_pass {
+    const char *title;
+    bool base;    /* the base LLM: every token but BOS is of group DIFF_BASE, no top */
+    bool answers; /* the line's answer is appended */
+};
 int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *s, size_t n_samples,
-                const long *picture, int batch, bool base, long *tokens, struct error *err);
+                const long *picture, int batch, const struct diff_pass *pass, long *tokens, struct error *err);
+size_t diff_job_bytes(const struct diff_job *job); /* on the device while attached */
 
 /* diff_select.c. numpy.percentile(values, p): linear between order statistics; reorders values. */
 double percentile_linear(double *values, size_t n, double p);

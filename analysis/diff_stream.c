@@ -95,6 +95,7 @@ int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, 
     job->decoder_cosine = memory_take(M, sizeof *job->decoder_cosine);
     job->encoder_cosine = memory_take(M, sizeof *job->encoder_cosine);
     job->adapted = memory_take(M, 1);
+    job->top_of[DIFF_PATCHES] = job->top_of[DIFF_WORDS] = true;
     if (keep_top) {
         job->top = memory_take(M * DIFF_TOP, sizeof *job->top);
         for (size_t i = 0; i < M * DIFF_TOP; i++) job->top[i].sample = -1;
@@ -112,6 +113,10 @@ int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, 
         return -1;
     }
     return 0;
+}
+
+size_t diff_job_bytes(const struct diff_job *job) {
+    return sae_device_bytes(job->d, job->M, false) + (size_t)DIFF_GROUPS * (size_t)job->M * 16;
 }
 
 int diff_job_attach(struct diff_job *job, struct diff_buffers *b, const struct sae_host *tuned, struct error *err) {
@@ -163,7 +168,7 @@ void diff_job_rows(struct diff_job *job, struct diff_buffers *b, const void *x, 
         for (size_t s = 0; s < slots; s++) {
             size_t row = (size_t)first + s / (size_t)job->K;
             int f = b->host_indices[s];
-            if (f >= 0 && b->host_values[s] > 0 && (group[row] == DIFF_PATCHES || group[row] == DIFF_WORDS))
+            if (f >= 0 && b->host_values[s] > 0 && group[row] < DIFF_GROUPS && job->top_of[group[row]])
                 keep_top(job->top + (size_t)f * DIFF_TOP, b->host_values[s] * job->norm[f], &origin[row]);
         }
     }
@@ -263,8 +268,8 @@ static void describe_rows(struct stream *s, const struct batch *b, long *tokens)
 }
 
 int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *samples, size_t n_samples,
-                const long *picture, int batch, bool base, long *tokens, struct error *err) {
-    struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .picture = picture, .base = base};
+                const long *picture, int batch, const struct diff_pass *pass, long *tokens, struct error *err) {
+    struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .picture = picture, .base = pass->base};
     struct probe *probes = memory_take((size_t)m->n_layers, sizeof *probes);
     struct progress progress;
     int n_probes = 0, status = 0;
@@ -274,7 +279,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
                 probes[n_probes++] = (struct probe){PROBE_RESID_POST, layer, observe, &s};
                 break;
             }
-    progress_start(&progress, base ? "diff: base LLM" : "diff: vision-language model", "samples", (long)n_samples);
+    progress_start(&progress, pass->title, "samples", (long)n_samples);
     for (size_t first = 0; first < n_samples && status == 0; first += (size_t)batch) {
         size_t n = n_samples - first < (size_t)batch ? n_samples - first : (size_t)batch;
         struct batch packed;
@@ -282,7 +287,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
             status = 128 + stop_signal;
             break;
         }
-        status = model_batch(m, &packed, samples, first, n, true, err);
+        status = model_batch(m, &packed, samples, first, n, pass->answers, err);
         if (status) break;
         describe_rows(&s, &packed, tokens);
         status = model_forward(m, &packed, probes, n_probes, NULL, err);

@@ -100,13 +100,14 @@ int run_stage_finish(sqlite3 *db, const char *stage, const char *settings_hash, 
 struct device;
 int stage_train(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_evaluate(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 
 /* run_stages.c: stages in order, one row of `stages` for each that is finished. run_stage runs one, records it with its settings
  * hash and time, and forgets those that build on it. `hash` is of what the stage depends on: its settings, its input files (size and
  * time of change), and those of the stages it builds on. */
-enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_EVALUATE, RUN_REPORT, RUN_STAGES };
+enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_REPORT, RUN_STAGES };
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);

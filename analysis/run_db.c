@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEMA_VERSION 2 /* later ones add tables; an older file gets them when it is opened */
+#define SCHEMA_VERSION 3 /* later ones add tables; an older file gets them when it is opened */
 #define STRING_OF(x)   STRING_OF_(x)
 #define STRING_OF_(x)  #x
 
@@ -41,11 +41,25 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS answers("
     " name TEXT NOT NULL, sample INTEGER NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL, score REAL, p_yes REAL,"
     " PRIMARY KEY(name, sample)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS tasks("
+    " task TEXT PRIMARY KEY, tokens_target INTEGER NOT NULL, tokens_general INTEGER NOT NULL, min_odds_ratio REAL NOT NULL,"
+    " min_difference REAL NOT NULL, target_image INTEGER NOT NULL, target_template INTEGER NOT NULL, target_question INTEGER NOT NULL,"
+    " general_image INTEGER NOT NULL, general_template INTEGER NOT NULL, general_question INTEGER NOT NULL);"
+    "CREATE TABLE IF NOT EXISTS task_rows("
+    " task TEXT NOT NULL, layer INTEGER NOT NULL, feature INTEGER NOT NULL, fired_target INTEGER NOT NULL, fired_general INTEGER NOT NULL,"
+    " odds_ratio REAL, p_value REAL NOT NULL, log10_p REAL NOT NULL, q_value REAL NOT NULL, selected INTEGER NOT NULL,"
+    " adapted INTEGER NOT NULL, prompt_invariant INTEGER, target_image INTEGER NOT NULL, target_template INTEGER NOT NULL,"
+    " target_question INTEGER NOT NULL, general_image INTEGER NOT NULL, general_template INTEGER NOT NULL, general_question INTEGER NOT "
+    "NULL,"
+    " PRIMARY KEY(task, layer, feature)) WITHOUT ROWID;"
     "CREATE VIEW IF NOT EXISTS layer_metrics AS"
     " SELECT layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features FROM layers;"
     "CREATE VIEW IF NOT EXISTS feature_metrics AS"
     " SELECT layer, regime, feature, energy_image, energy_text, decoder_cosine, encoder_cosine, fire_image, fire_text, adapted"
     " FROM features;"
+    "CREATE VIEW IF NOT EXISTS task_features AS"
+    " SELECT layer, feature, task, fired_target, tokens_target, fired_general, tokens_general, odds_ratio, p_value, log10_p, q_value,"
+    " selected, adapted, prompt_invariant FROM task_rows JOIN tasks USING(task);"
     "CREATE VIEW IF NOT EXISTS evaluations AS"
     " SELECT name, dataset, split, relation, n, correct, correct / n AS accuracy FROM scores;"
     "PRAGMA user_version = " STRING_OF(SCHEMA_VERSION) ";";

@@ -10,7 +10,7 @@
 
 #include "kernels/device.h"
 
-const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "evaluate", "report"};
+const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "evaluate", "report"};
 
 static const struct stage {
     int (*run)(const struct run_config *, struct device *, sqlite3 *, struct error *);
@@ -20,6 +20,7 @@ static const struct stage {
 } stages[RUN_STAGES] = {
     [RUN_TRAIN] = {stage_train, 0, 1, false},
     [RUN_DIFF] = {stage_diff, 1U << RUN_TRAIN, 1, false},
+    [RUN_SELECT] = {stage_select, 1U << RUN_TRAIN | 1U << RUN_DIFF, 1, true},
     [RUN_EVALUATE] = {stage_evaluate, 0, 1, true},
     [RUN_REPORT] = {stage_report, (1U << RUN_REPORT) - 1, 1, false},
 };
@@ -87,12 +88,19 @@ static json_t *findings_settings(const struct run_config *c, const char *section
 }
 
 /* The files that the data sets of a stage name. */
+static void mix_dataset(uint64_t *h, const struct dataset *d) {
+    mix_path(h, d->data, 0);
+    mix_path(h, d->annotations, 0);
+    mix_path(h, d->keywords, 0);
+}
+
 static void mix_datasets(uint64_t *h, const struct run_config *c, enum run_stage_index stage) {
-    for (int i = 0; stage == RUN_EVALUATE && i < c->n_evaluate; i++) {
-        const struct dataset *d = &c->evaluate[i].set;
-        const char *const paths[] = {d->data, d->annotations, d->keywords};
-        for (size_t p = 0; p < sizeof paths / sizeof *paths; p++) mix_path(h, paths[p], 0);
+    for (int i = 0; stage == RUN_SELECT && i < c->n_select; i++) {
+        mix_dataset(h, &c->select[i].target);
+        mix_dataset(h, &c->select[i].general);
+        mix_path(h, c->select[i].prompts, 0);
     }
+    for (int i = 0; stage == RUN_EVALUATE && i < c->n_evaluate; i++) mix_dataset(h, &c->evaluate[i].set);
 }
 
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage) {

@@ -109,11 +109,12 @@ static void rows_of_the_stage(void **state) {
     run_session_close(&s);
 }
 
-static void refused(const char *evaluate, const char *says) {
+static void refused(const char *section, const char *says) {
     struct run_config c;
     struct error err = {""};
     char text[1024];
-    snprintf(text, sizeof text, CONFIG("%s"), evaluate);
+    snprintf(text, sizeof text, *section == '"' ? "{\"out\": \"run\", \"model\": \"m\", \"data\": {\"train\": \"t\"}, %s}" : CONFIG("%s"),
+             section);
     put("c.json", text);
     if (run_config_open(&c, DIR "/c.json", &err) == 0) fail_msg("taken: %s", text);
     print_message("    %s\n", err.text);
@@ -132,6 +133,11 @@ static void bad_sections(void **state) {
     refused("[{\"name\": \"a\", \"data\": \"a\", \"where\": []}]", "evaluate[0].where");
     refused("[{\"name\": \"a\", \"data\": \"a\", \"where\": {\"a\": [1]}}]", "evaluate[0].where");
     refused("[{\"name\": \"a\", \"data\": \"a\", \"image\": \"b\"}]", "did you mean \"images\"");
+    refused("\"select\": [{\"target\": {\"data\": \"a\"}}]", "\"select[0].task\" is missing");
+    refused("\"select\": [{\"task\": \"a\", \"target\": {\"data\": \"a\"}}]", "\"select[0].general\" is missing");
+    refused("\"select\": [{\"task\": \"a\", \"target\": {\"dat\": \"a\"}}]", "\"select[0].target.dat\"; did you mean \"data\"");
+    refused("\"select\": [{\"task\": \"a\", \"top_samples\": 9}]", "from 1 to 8");
+    refused("\"select\": {\"task\": \"a\"}", "a list of objects");
     refused("[{\"name\": \"\", \"data\": \"a\"}]", "evaluate[0].name");
 }
 

@@ -100,7 +100,8 @@ static void test_hash(void **state) {
         "{\"out\":\"a\",\"seed\":1,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":2},\"report\":{\"features\":2}}",
         "{\"out\":\"a\",\"seed\":2,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}",
     };
-    static const bool changes[5][RUN_STAGES] = {{0}, {0}, {1, 1, 0, 1}, {0, 1, 0, 1}, {1, 1, 0, 1}}; /* evaluate needs no dictionary */
+    static const bool changes[5][RUN_STAGES] = {
+        {0}, {0}, {1, 1, 1, 0, 1}, {0, 1, 1, 0, 1}, {1, 1, 1, 0, 1}}; /* evaluate needs no dictionary */
     for (int s = 0; s < RUN_STAGES; s++)
         for (int i = 0; i < 5; i++) {
             char first[17], hash[17];
@@ -139,10 +140,13 @@ static void test_bad_files(void **state) {
     assert_non_null(strstr(err.text, "schema version 99"));
     assert_null(db);
     db = fresh();
-    assert_int_equal(run_db_exec(db, &err, "DROP VIEW evaluations; DROP TABLE scores; PRAGMA user_version = 1"), 0);
+    assert_int_equal(
+        run_db_exec(db, &err,
+                    "DROP VIEW evaluations; DROP TABLE scores; DROP VIEW task_features; DROP TABLE task_rows; PRAGMA user_version = 1"),
+        0);
     sqlite3_close(db);
     assert_int_equal(run_db_open(&db, &config, &err), 0); /* an older file gets what it lacks */
-    assert_int_equal(run_db_exec(db, &err, "SELECT accuracy FROM evaluations"), 0);
+    assert_int_equal(run_db_exec(db, &err, "SELECT accuracy, q_value FROM evaluations, task_features"), 0);
     sqlite3_close(db);
     FILE *f = fopen("build/test-run-db/run.db", "w");
     for (int i = 0; i < 4096; i++) fputs("no database ", f);

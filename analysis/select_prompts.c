@@ -1,0 +1,194 @@
+/* select_prompts.c - the prompt filter: does a feature fire for its pictures when the question has none of the task's words? The
+ * strongest target samples of every selected feature keep their picture and are asked each neutral prompt; a sample passes when the
+ * best of the prompts gives max over tokens z > fires_above, the feature when all its samples pass (papers.md 1.4). */
+#include "analysis/ring.h"
+#include "analysis/select.h"
+#include "host/file.h"
+#include "host/progress.h"
+#include "kernels/sae_ops.h"
+#include <stdlib.h>
+#include <string.h>
+
+struct candidate {
+    int feature;
+    long sample[DIFF_TOP]; /* its strongest, -1: none */
+    float best[DIFF_TOP];  /* over prompts and tokens */
+};
+struct listener { /* one layer */
+    struct select_layer *l;
+    struct filter *filter;
+    struct candidate *at;
+    int count;
+    int *of; /* (M): which candidate a feature is, -1: none */
+};
+struct filter {
+    const struct run_config *c;
+    struct diff_buffers *buffers;
+    struct listener *layers;
+    int n_layers;
+    long *sample; /* the distinct samples, rising */
+    int n_samples, n_prompts;
+    struct samples lines; /* n_samples x n_prompts, sample-major; everything but the question is borrowed */
+};
+
+static int strongest_first(const void *a, const void *b) {
+    const struct diff_top *x = a, *y = b;
+    if ((x->sample < 0) != (y->sample < 0)) return x->sample < 0 ? 1 : -1;
+    if (x->value != y->value) return x->value < y->value ? 1 : -1;
+    return (x->sample > y->sample) - (x->sample < y->sample);
+}
+
+static void plan_layer(struct listener *n, int top_samples) {
+    struct select_layer *l = n->l;
+    const int M = l->job.M;
+    n->at = memory_take((size_t)M + 1, sizeof *n->at);
+    n->of = memory_take((size_t)M, sizeof *n->of);
+    for (int f = 0; f < M; f++) {
+        n->of[f] = -1;
+        if (!l->selected[f]) continue;
+        struct candidate *one = &n->at[n->count];
+        struct diff_top *top = l->job.top + (size_t)f * DIFF_TOP;
+        qsort(top, DIFF_TOP, sizeof *top, strongest_first);
+        one->feature = f;
+        for (int r = 0; r < DIFF_TOP; r++) one->sample[r] = r < top_samples ? top[r].sample : -1;
+        n->of[f] = n->count++;
+    }
+}
+
+static int rising(const void *a, const void *b) {
+    const long x = *(const long *)a, y = *(const long *)b;
+    return (x > y) - (x < y);
+}
+
+/* The distinct samples of all candidates, each with every prompt. */
+static void plan_lines(struct filter *p, const struct samples *s, char **prompts) {
+    size_t n = 0, kept = 0;
+    for (int l = 0; l < p->n_layers; l++) n += (size_t)p->layers[l].count * DIFF_TOP;
+    p->sample = memory_take(n + 1, sizeof *p->sample);
+    n = 0;
+    for (int l = 0; l < p->n_layers; l++)
+        for (int i = 0; i < p->layers[l].count; i++)
+            for (int r = 0; r < DIFF_TOP; r++)
+                if (p->layers[l].at[i].sample[r] >= 0) p->sample[n++] = p->layers[l].at[i].sample[r];
+    qsort(p->sample, n, sizeof *p->sample, rising);
+    for (size_t i = 0; i < n; i++)
+        if (kept == 0 || p->sample[kept - 1] != p->sample[i]) p->sample[kept++] = p->sample[i];
+    p->n_samples = (int)kept;
+    p->lines = (struct samples){memory_take(kept * (size_t)p->n_prompts + 1, sizeof *p->lines.at), kept * (size_t)p->n_prompts, s->path};
+    for (size_t i = 0; i < p->lines.count; i++) {
+        struct sample *one = &p->lines.at[i];
+        *one = s->at[p->sample[i / (size_t)p->n_prompts]];
+        one->question = prompts[i % (size_t)p->n_prompts];
+        one->prompt = one->caption = one->answer = NULL;
+    }
+}
+
+static void take_codes(struct listener *n, int first, int rows, const struct batch *b, const int *sample_of_row) {
+    const struct diff_job *job = &n->l->job;
+    const struct diff_buffers *buffers = n->filter->buffers;
+    for (int i = 0; i < rows * job->K; i++) {
+        const int row = first + i / job->K, f = buffers->host_indices[i];
+        if (f < 0 || n->of[f] < 0 || !regime_takes(job->regime, b->kinds[row])) continue;
+        struct candidate *one = &n->at[n->of[f]];
+        const long sample = n->filter->sample[b->sample[sample_of_row[row]] / n->filter->n_prompts];
+        const float z = buffers->host_values[i] * job->norm[f];
+        for (int r = 0; r < DIFF_TOP; r++)
+            if (one->sample[r] == sample && z > one->best[r]) one->best[r] = z;
+    }
+}
+
+static int observe(void *context, struct device *dev, int layer, void *x, int rows, int width, const struct batch *batch,
+                   struct error *err) {
+    struct listener *n = context;
+    struct diff_job *job = &n->l->job;
+    struct diff_buffers *b = n->filter->buffers;
+    (void)layer, (void)width, (void)err;
+    int *sample_of_row = memory_take((size_t)rows, sizeof *sample_of_row);
+    for (int s = 0; s < batch->n_samples; s++)
+        for (int t = batch->cu_seqlens[s]; t < batch->cu_seqlens[s + 1]; t++) sample_of_row[t] = s;
+    for (int first = 0; first < rows; first += DIFF_CHUNK) {
+        const int some = rows - first < DIFF_CHUNK ? rows - first : DIFF_CHUNK;
+        const size_t slots = (size_t)some * (size_t)job->K;
+        sae_encode(&job->sae, b->indices, b->values, NULL, (const act_t *)x + (size_t)first * (size_t)job->d, some, job->K);
+        device_download(dev, b->host_indices, b->indices, slots * sizeof *b->host_indices);
+        device_download(dev, b->host_values, b->values, slots * sizeof *b->host_values);
+        take_codes(n, first, some, batch, sample_of_row);
+    }
+    free(sample_of_row);
+    return 0;
+}
+
+/* All lines through the model, the dictionaries of layers [first, end) listening. */
+static int run_lines(struct filter *p, struct model *m, int first, int end, struct progress *progress, long done, struct error *err) {
+    struct probe *probes = memory_take((size_t)(end - first) + 1, sizeof *probes);
+    const size_t batch = (size_t)p->c->forward_samples;
+    int n = 0, status = 0;
+    for (int l = first; l < end; l++)
+        if (p->layers[l].count) probes[n++] = (struct probe){PROBE_RESID_POST, p->layers[l].l->job.layer, observe, &p->layers[l]};
+    for (size_t at = 0; at < p->lines.count && status == 0; at += batch) {
+        const size_t some = p->lines.count - at < batch ? p->lines.count - at : batch;
+        struct batch b;
+        status = stop_signal ? 128 + stop_signal : model_batch(m, &b, &p->lines, at, some, false, err);
+        if (status) break;
+        status = model_forward(m, &b, probes, n, NULL, err);
+        batch_free(&b);
+        progress_update(progress, done + (long)(at + some), NULL);
+    }
+    free(probes);
+    return status;
+}
+
+/* As many layers a pass as fit in half of what is free. */
+static int listen(struct filter *p, struct model *m, struct error *err) {
+    struct progress progress;
+    int status = 0;
+    progress_start(&progress, "select: neutral prompts", "prompts", (long)p->lines.count);
+    for (int first = 0, end; first < p->n_layers && status == 0; first = end) {
+        size_t need = 0, room = device_memory_free(p->buffers->dev) / 2;
+        for (end = first; end < p->n_layers && status == 0; end++) {
+            struct diff_job *job = &p->layers[end].l->job;
+            struct sae_host tuned;
+            if (!p->layers[end].count) continue;
+            need += diff_job_bytes(job);
+            if (end > first && need > room) break;
+            status = diff_load(&tuned, p->c, job->regime, job->layer, job->d, err);
+            if (status) break;
+            status = diff_job_attach(job, p->buffers, &tuned, err);
+            sae_host_free(&tuned);
+        }
+        if (status == 0) status = run_lines(p, m, first, end, &progress, 0, err);
+        for (int l = first; l < p->n_layers && l <= end; l++)
+            if (p->layers[l].l->job.sae.dev)
+                diff_job_collect(&p->layers[l].l->job, p->buffers); /* its sums are zero: the detaching counts */
+    }
+    progress_end(&progress);
+    return status;
+}
+
+int select_prompts(const struct select_task *t, struct select_layer *layers, int n_layers, struct diff_buffers *b, struct model *m,
+                   const struct run_config *c, const struct samples *s, struct error *err) {
+    struct filter p = {.c = c, .buffers = b, .n_layers = n_layers};
+    char **prompts;
+    int status = phrases_open(&prompts, &p.n_prompts, t->c->prompts, err);
+    if (status) return -1;
+    p.layers = memory_take((size_t)n_layers + 1, sizeof *p.layers);
+    for (int l = 0; l < n_layers; l++) {
+        p.layers[l].l = &layers[l], p.layers[l].filter = &p;
+        plan_layer(&p.layers[l], t->c->top_samples);
+    }
+    plan_lines(&p, s, prompts);
+    if (p.lines.count) status = listen(&p, m, err);
+    for (int l = 0; l < n_layers; l++) {
+        for (int i = 0; i < p.layers[l].count && status == 0; i++) {
+            const struct candidate *one = &p.layers[l].at[i];
+            bool passes = one->sample[0] >= 0;
+            for (int r = 0; r < DIFF_TOP; r++)
+                if (one->sample[r] >= 0 && !((double)one->best[r] > t->c->fires_above)) passes = false;
+            layers[l].invariant[one->feature] = passes;
+        }
+        free(p.layers[l].at), free(p.layers[l].of);
+    }
+    free(p.layers), free(p.sample), free(p.lines.at);
+    phrases_free(prompts, p.n_prompts);
+    return status;
+}
