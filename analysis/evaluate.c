@@ -3,6 +3,7 @@
 #include "host/file.h"
 #include "host/progress.h"
 #include "models/llama.h"
+#include "models/prefix.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,16 +99,19 @@ double yes_no_probability(const struct yes_no *w, const float *logits, int V) {
 struct job {
     struct model *m;
     const struct samples *s;
-    const struct probe *probes;
-    int n_probes;
-    struct evaluation *out;
+    const struct variant *variants;
+    int n;
+    bool after_image;
     struct yes_no words;
     float *logits; /* (batch, V), VSR */
 };
 
-static int answer_vsr(struct job *j, const struct batch *b, size_t first, struct evaluated *at, struct error *err) {
+/* p NULL: the batch is run by itself. */
+static int answer_vsr(struct job *j, const struct variant *v, const struct batch *b, struct prefix *p, size_t first, struct evaluated *at,
+                      struct error *err) {
     const int V = j->m->vocab;
-    if (model_forward(j->m, b, j->probes, j->n_probes, j->logits, err)) return -1;
+    if (p ? prefix_forward(p, v->probes, v->n_probes, j->logits, err) : model_forward(j->m, b, v->probes, v->n_probes, j->logits, err))
+        return -1;
     for (int i = 0; i < b->n_samples; i++) {
         const int label = j->s->at[first + (size_t)i].label;
         at[i].p_yes = yes_no_probability(&j->words, j->logits + (size_t)i * (size_t)V, V);
@@ -129,11 +133,19 @@ static int score_vqa(const struct sample *s, struct evaluated *at, struct error 
     return 0;
 }
 
-static int answer_vqa(struct job *j, const struct batch *b, size_t first, struct evaluated *at, struct error *err) {
-    const int max_new = j->out->max_new_tokens > 0 ? j->out->max_new_tokens : EVALUATE_NEW_TOKENS;
+static int new_tokens(const struct job *j) {
+    const int wanted = j->variants[0].out->max_new_tokens;
+    return j->variants[0].out->task == EVALUATE_VSR ? 0 : wanted > 0 ? wanted : EVALUATE_NEW_TOKENS;
+}
+
+static int answer_vqa(struct job *j, const struct variant *v, const struct batch *b, struct prefix *p, size_t first, struct evaluated *at,
+                      struct error *err) {
+    const int max_new = new_tokens(j);
     int *ids, *lengths, status = 0;
     bool *stopped;
-    if (model_generate(j->m, b, max_new, j->probes, j->n_probes, &ids, &lengths, &stopped, err)) return -1;
+    if (p ? prefix_generate(p, v->probes, v->n_probes, &ids, &lengths, &stopped, err)
+          : model_generate(j->m, b, max_new, v->probes, v->n_probes, &ids, &lengths, &stopped, err))
+        return -1;
     for (int i = 0; i < b->n_samples && status == 0; i++) {
         const struct sample *s = &j->s->at[first + (size_t)i];
         at[i].text = tokenizer_decode(j->m->tokenizer, ids + (size_t)i * (size_t)max_new, (size_t)lengths[i], true);
@@ -148,42 +160,75 @@ static int answer_vqa(struct job *j, const struct batch *b, size_t first, struct
     return status;
 }
 
+/* Samples at .. at + n of the job under every variant. */
+static int run_batch(struct job *j, size_t first, size_t at, size_t n, struct error *err) {
+    struct batch b;
+    struct prefix *p = NULL;
+    int status = stop_signal ? 128 + stop_signal : model_batch(j->m, &b, j->s, first + at, n, false, err);
+    if (status) return status;
+    if (j->n > 1) status = prefix_open(&p, j->m, &b, j->after_image, new_tokens(j), err);
+    for (int i = 0; i < j->n && status == 0; i++) {
+        const struct variant *v = &j->variants[i];
+        status = stop_signal                    ? 128 + stop_signal
+                 : v->out->task == EVALUATE_VSR ? answer_vsr(j, v, &b, p, first + at, v->out->at + at, err)
+                                                : answer_vqa(j, v, &b, p, first + at, v->out->at + at, err);
+    }
+    prefix_close(p);
+    batch_free(&b);
+    return status;
+}
+
 static int run(struct job *j, size_t first, size_t count, int batch, struct error *err) {
+    const char *what = j->variants[0].out->progress;
     struct progress progress;
     int status = 0;
-    if (j->out->progress) progress_start(&progress, j->out->progress, "samples", (long)count);
+    if (what) progress_start(&progress, what, "samples", (long)count);
     for (size_t at = 0; at < count && status == 0; at += (size_t)batch) {
         const size_t n = count - at < (size_t)batch ? count - at : (size_t)batch;
-        struct batch b;
-        status = stop_signal ? 128 + stop_signal : model_batch(j->m, &b, j->s, first + at, n, false, err);
-        if (status) break;
-        status = j->out->task == EVALUATE_VSR ? answer_vsr(j, &b, first + at, j->out->at + at, err)
-                                              : answer_vqa(j, &b, first + at, j->out->at + at, err);
-        batch_free(&b);
-        if (j->out->progress) progress_update(&progress, (long)(at + n), NULL);
+        status = run_batch(j, first, at, n, err);
+        if (what) progress_update(&progress, (long)(at + n), NULL);
     }
-    if (j->out->progress) progress_end(&progress);
+    if (what) progress_end(&progress);
+    return status;
+}
+
+static void count_scores(struct evaluation *e) {
+    for (size_t i = 0; i < e->count; i++)
+        if (!isnan(e->at[i].score)) {
+            e->scored++;
+            e->correct += e->at[i].score;
+        }
+}
+
+int evaluate_variants(struct model *m, const struct samples *s, size_t first, size_t count, const struct variant *variants, int n,
+                      bool after_image, int batch, struct error *err) {
+    struct job j = {.m = m, .s = s, .variants = variants, .n = n, .after_image = after_image};
+    for (int i = 0; i < n; i++) {
+        struct evaluation *e = variants[i].out;
+        e->at = NULL;
+        e->count = e->scored = 0;
+        e->correct = 0;
+    }
+    const bool vsr = n > 0 && variants[0].out->task == EVALUATE_VSR;
+    if (!m->llm || !m->llm->head) return fail(err, "%s: answering needs a language model with all its layers", m->dir);
+    if (vsr && yes_no_tokens(&j.words, m->tokenizer, err)) return error_context(err, "%s", m->dir);
+    for (int i = 0; i < n; i++) {
+        variants[i].out->at = memory_take(count + 1, sizeof *variants[i].out->at);
+        variants[i].out->count = count;
+    }
+    if (vsr) j.logits = memory_take((size_t)batch * (size_t)m->vocab, sizeof *j.logits);
+    const int status = n ? run(&j, first, count, batch, err) : 0;
+    free(j.logits);
+    for (int i = 0; i < n; i++)
+        if (status)
+            evaluation_free(variants[i].out);
+        else
+            count_scores(variants[i].out);
     return status;
 }
 
 int evaluate_samples(struct model *m, const struct samples *s, size_t first, size_t count, const struct probe *probes, int n_probes,
                      int batch, struct evaluation *out, struct error *err) {
-    struct job j = {.m = m, .s = s, .probes = probes, .n_probes = n_probes, .out = out};
-    out->at = NULL;
-    out->count = out->scored = 0;
-    out->correct = 0;
-    if (!m->llm || !m->llm->head) return fail(err, "%s: answering needs a language model with all its layers", m->dir);
-    if (out->task == EVALUATE_VSR && yes_no_tokens(&j.words, m->tokenizer, err)) return error_context(err, "%s", m->dir);
-    out->at = memory_take(count + 1, sizeof *out->at);
-    out->count = count;
-    if (out->task == EVALUATE_VSR) j.logits = memory_take((size_t)batch * (size_t)m->vocab, sizeof *j.logits);
-    int status = run(&j, first, count, batch, err);
-    free(j.logits);
-    for (size_t i = 0; i < count && status == 0; i++)
-        if (!isnan(out->at[i].score)) {
-            out->scored++;
-            out->correct += out->at[i].score;
-        }
-    if (status) evaluation_free(out);
-    return status;
+    const struct variant one = {probes, n_probes, out};
+    return evaluate_variants(m, s, first, count, &one, 1, false, batch, err);
 }

@@ -27,6 +27,15 @@ struct evaluation {
  * scores them. 0; -1 with err; 128+signal when stopped. `out` then holds nothing. */
 int evaluate_samples(struct model *m, const struct samples *s, size_t first, size_t count, const struct probe *probes, int n_probes,
                      int batch, struct evaluation *out, struct error *err);
+/* The same samples under several sets of probes, each scored by itself: what comes out the same is done once a batch (models/prefix.h).
+ * task and max_new_tokens as in the first; after_image: every set touches rows behind the image alone. */
+struct variant {
+    const struct probe *probes;
+    int n_probes;
+    struct evaluation *out;
+};
+int evaluate_variants(struct model *m, const struct samples *s, size_t first, size_t count, const struct variant *variants, int n,
+                      bool after_image, int batch, struct error *err);
 void evaluation_free(struct evaluation *e);
 /* What the lines ask for: VSR where the first has a label, else VQA. */
 enum evaluation_task evaluation_task_of(const struct samples *s);

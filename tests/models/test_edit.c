@@ -2,6 +2,8 @@
  * row selection and order, whole and narrowed passes, packed and alone, generation; what is refused; build/sim with edits. */
 #include "model_test.h"
 #include "analysis/edit.h"
+#include "analysis/evaluate.h"
+#include "host/file.h"
 #include <math.h>
 #include <unistd.h>
 
@@ -221,6 +223,102 @@ static void bad_lists_are_refused(void **state) {
     assert_int_equal(system(clean), 0);
 }
 
+/* ---- several lists over the same samples: what they share is run once ---- */
+static void write_text(const char *dir, const char *name, const char *text) {
+    char *path = path_join(dir, name);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+    free(path);
+}
+
+static void compare_variants(struct model *m, const char *data, enum evaluation_task task, bool after_image, const char *const *lists,
+                             int n, size_t count) {
+    struct samples s;
+    struct edit_session sessions[4];
+    struct evaluation shared[4], alone;
+    struct variant variants[4];
+    struct probe *probes[4];
+    double worst_p = 0;
+    int moved = 0;
+    MUST(samples_open(&s, data, err));
+    for (int i = 0; i < n; i++) {
+        MUST(edit_session_open(&sessions[i], m, lists[i], err));
+        shared[i] = (struct evaluation){.task = task, .max_new_tokens = 6};
+        probes[i] = edits_before(sessions[i].edits, NULL, 0, &variants[i].n_probes);
+        variants[i].probes = probes[i];
+        variants[i].out = &shared[i];
+    }
+    MUST(evaluate_variants(m, &s, 0, count, variants, n, after_image, 4, err));
+    for (int i = 0; i < n; i++) {
+        alone = (struct evaluation){.task = task, .max_new_tokens = 6};
+        MUST(evaluate_samples(m, &s, 0, count, probes[i], variants[i].n_probes, 3, &alone, err));
+        for (size_t k = 0; k < count; k++) {
+            if (strcmp(alone.at[k].text, shared[i].at[k].text))
+                FAIL("%s, sample %zu: '%s', alone '%s'", data, k, shared[i].at[k].text, alone.at[k].text);
+            if (task == EVALUATE_VSR) worst_p = fmax(worst_p, fabs(alone.at[k].p_yes - shared[i].at[k].p_yes));
+            moved += strcmp(alone.at[k].text, shared[0].at[k].text) != 0;
+        }
+        assert_true(alone.scored == shared[i].scored && alone.correct == shared[i].correct);
+        evaluation_free(&alone);
+    }
+    printf("  %zu samples, %d lists%s: answers equal, p within %.2g; %d answers moved by edits\n", count, n,
+           after_image ? ", begun once" : "", worst_p, moved);
+    assert_true(worst_p < 1e-4 && moved > 0);
+    for (int i = 0; i < n; i++) {
+        evaluation_free(&shared[i]);
+        free(probes[i]);
+        edit_session_close(&sessions[i]);
+    }
+    samples_free(&s);
+}
+
+static void shared_work_changes_nothing(void **state) {
+    char dir[] = "/tmp/stagediff_test_XXXXXX", after[128], heads[128], all[128], data[128], text[2048], clean[256];
+    struct model m;
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    make_folder(dir);
+    write_text(
+        dir, "after.json",
+        "[{\"op\":\"add\",\"vector\":{\"file\":\"w.safetensors\",\"tensor\":\"v\"},\"points\":[\"resid_post\"],\"after_image\":true}]");
+    write_text(dir, "heads.json",
+               "[{\"op\":\"head\",\"layers\":[2,5,7],\"heads\":[1,2,3],\"mode\":\"zero\",\"kinds\":[\"question\",\"answer\"],\"after_"
+               "image\":true}]");
+    write_text(dir, "all.json", "[{\"op\":\"head\",\"layers\":[0,3],\"heads\":[0,2],\"mode\":\"zero\"}]");
+    snprintf(after, sizeof after, "%s/after.json", dir);
+    snprintf(heads, sizeof heads, "%s/heads.json", dir);
+    snprintf(all, sizeof all, "%s/all.json", dir);
+    float v[128];
+    struct safetensors_writer *w = NULL;
+    char *path = path_join(dir, "w.safetensors");
+    for (int i = 0; i < 128; i++) v[i] = (float)(i % 5 - 2);
+    MUST(safetensors_writer_open(&w, path, err));
+    safetensors_writer_add(w, "v", DTYPE_F32, 1, (const int64_t[]){128}, v);
+    MUST(safetensors_writer_commit(w, err));
+    free(path);
+    open_model(&m, WORLD "/vlm");
+    compare_variants(&m, WORLD "/data/vsr_test.jsonl", EVALUATE_VSR, true, (const char *[]){NULL, after, heads}, 3, 21);
+    compare_variants(&m, WORLD "/data/vsr_test.jsonl", EVALUATE_VSR, false, (const char *[]){NULL, after, all}, 3, 21);
+    compare_variants(&m, WORLD "/data/vqa_test.jsonl", EVALUATE_VQA, true, (const char *[]){NULL, after, heads}, 3, 13);
+    compare_variants(&m, WORLD "/data/vqa_test.jsonl", EVALUATE_VQA, false, (const char *[]){after, NULL, all}, 3, 13);
+    /* a line without a picture; a prompt that ends with its picture, so that nothing of its batch can be left out */
+    snprintf(
+        text, sizeof text,
+        "{\"prompt\":\"how many\",\"answer\":\"a\"}\n{\"prompt\":\"one <image> two\",\"image\":\"images/test_0000.png\",\"answer\":\"a\"}\n"
+        "{\"prompt\":\"three\",\"answer\":\"a\"}\n{\"prompt\":\"what colour\",\"image\":\"images/test_0001.png\",\"answer\":\"a\"}\n"
+        "{\"prompt\":\"two\",\"answer\":\"a\"}\n{\"prompt\":\"two <image>\",\"image\":\"images/test_0000.png\",\"answer\":\"a\"}\n");
+    write_text(dir, "data.jsonl", text);
+    snprintf(clean, sizeof clean, "ln -s \"$PWD/" WORLD "/data/images\" %s/images", dir);
+    assert_int_equal(system(clean), 0);
+    snprintf(data, sizeof data, "%s/data.jsonl", dir);
+    compare_variants(&m, data, EVALUATE_VQA, true, (const char *[]){NULL, after, heads}, 3, 6);
+    model_close(&m);
+    snprintf(clean, sizeof clean, "rm -r %s", dir);
+    assert_int_equal(system(clean), 0);
+}
+
 /* ---- the commands, on both executors: edited runs differ no more than unedited ones do ---- */
 static float *harvest(const char *program, const char *dir, const char *edit, size_t *n) {
     char command[2048], out[256];
@@ -268,7 +366,7 @@ static void sim_agrees_with_cpu(void **state) {
 int main(int argc, char **argv) {
     const char *mark = argc ? strstr(argv[0], "/cpu/tests/") : NULL;
     const struct CMUnitTest tests[] = {cmocka_unit_test(edits_equal_hooks), cmocka_unit_test(bad_lists_are_refused),
-                                       cmocka_unit_test(sim_agrees_with_cpu)};
+                                       cmocka_unit_test(shared_work_changes_nothing), cmocka_unit_test(sim_agrees_with_cpu)};
     if (!mark)
         return fprintf(stderr, "run as BUILD/cpu/tests/models/test_edit: the programs are looked for at BUILD/{cpu,sim}/stagediff\n"), 1;
     snprintf(sim_program, sizeof sim_program, "%.*s/sim/stagediff", (int)(mark - argv[0]), argv[0]);
