@@ -164,6 +164,7 @@ fixtures: ## remake the small world and the golden files from seeds (needs Pytho
 	PYTHON=$(FIXTURES_PYTHON) tools/tinyworld/train_saes.sh tools/tinyworld/world $(B)/cpu/stagediff
 	$(FIXTURES_PYTHON) tools/golden/make_models.py tools/tinyworld/world tests/models/golden
 	$(FIXTURES_PYTHON) tools/golden/make_executors.py tools/tinyworld/world tests/golden/executors.json
+	@echo "golden dictionaries: tools/golden/make_dictionaries.py, which needs the libraries that own the formats (its first lines say how)"
 
 SECONDS_EACH ?= 600
 fuzz: ## libFuzzer over every reader of files, SECONDS_EACH=600 of CPU each (needs clang with libFuzzer)

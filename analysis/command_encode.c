@@ -157,30 +157,24 @@ done:
     return status;
 }
 
-static int set_k(struct sae_host *s, const struct command *self, const char *path, struct error *err) {
-    const struct option *k = option(self, "--k");
-    if (!sae_fixed_k(s->activation))
-        return k->given ? fail(err, "encode: --k %s: %s is a %s dictionary, which has no k; leave --k out", k->text, path,
-                               sae_activation_name(s->activation))
-                        : 0;
-    if (k->given && s->K > 0 && s->K != (int)k->number) log_note("%s: its own k is %d, --k %s takes its place", path, s->K, k->text);
-    if (k->given) s->K = (int)k->number;
-    if (s->K < 1) return fail(err, "%s: a TopK dictionary whose files do not say k; give it with --k", path);
-    if (s->K > s->M) return fail(err, "encode: --k must be at most %d, the features of %s, found %d", s->M, path, s->K);
-    if (s->activation == SAE_GROUPMAX && s->M % s->K)
-        return fail(err, "encode: --k must divide %d, the features of the groupmax dictionary %s, found %d", s->M, path, s->K);
-    return 0;
-}
-
 static int run(const struct command *self, struct error *err) {
     const char *path = option(self, "--sae")->text;
+    const struct option *k = option(self, "--k");
     char why[256] = "";
     struct sae_host host = {0};
     struct rows rows = {0};
     int status = -1;
     struct device *dev = device_open(0, self->threads, why, sizeof why);
     if (!dev) return fail(err, "no device: %s", why);
-    if (sae_load(&host, path, err) || set_k(&host, self, path, err)) goto done;
+    if (sae_load(&host, path, err) || sae_set_k(&host, k->given ? (int)k->number : 0, path, err)) goto done;
+    if (sae_fixed_k(host.activation) && host.K == 0) {
+        fail(err, "%s: a %s dictionary whose files do not say k; give it with --k", path, sae_activation_name(host.activation));
+        goto done;
+    }
+    if (host.K > host.M) {
+        fail(err, "%s: k is %d, the dictionary has %d features; give a smaller --k", path, host.K, host.M);
+        goto done;
+    }
     if (rows_open(&rows, option(self, "--in")->text, option(self, "--tensor")->text, host.d, path, err)) goto done;
     status = encode_rows(dev, &host, &rows, option(self, "--out")->text, err);
 done:

@@ -103,7 +103,7 @@ static int encode(struct edits *s, struct codes *w, struct sae *sae, const act_t
     int counts[CHUNK], most = 0;
     gather_rows(s->dev, w->x, y, rows, n, s->C);
     sae_encode(sae, w->indices, w->values, w->counts, w->x, n, w->K);
-    if (sae->activation == SAE_TOPK || w->K == sae->M) return 0;
+    if (sae_fixed_k(sae->activation) || w->K == sae->M) return 0;
     device_download(s->dev, counts, w->counts, (size_t)n * sizeof *counts);
     for (int i = 0; i < n; i++) most = counts[i] > most ? counts[i] : most;
     if (most <= w->K) return 0;
@@ -118,7 +118,7 @@ static int run_dictionary(struct edits *s, const struct applied *a, act_t *y, co
     struct sae *sae = a->sae;
     const int F = e->n_features;
     struct codes w;
-    if (take_codes(s, &w, sae->activation == SAE_TOPK ? sae->K : sae->M < JUMPRELU_SLOTS ? sae->M : JUMPRELU_SLOTS, F, err)) return -1;
+    if (take_codes(s, &w, sae_fixed_k(sae->activation) ? sae->K : sae->M < JUMPRELU_SLOTS ? sae->M : JUMPRELU_SLOTS, F, err)) return -1;
     for (int first = 0; first < n; first += CHUNK) {
         const int count = n - first < CHUNK ? n - first : CHUNK;
         if (encode(s, &w, sae, y, rows + first, count, F, err)) return -1;
@@ -254,7 +254,7 @@ static int put_edit(struct edits *s, struct applied *a, const struct edit_list *
                        (e->mean && put(s, &a->vector, e->mean, (size_t)layers * width * sizeof *a->vector, err))
                    ? -1
                    : 0;
-    if (e->op == EDIT_FEATURE && e->sae->activation != SAE_TOPK) return put_part(s, a, err) || put_features(s, a, err) ? -1 : 0;
+    if (e->op == EDIT_FEATURE && !sae_fixed_k(e->sae->activation)) return put_part(s, a, err) || put_features(s, a, err) ? -1 : 0;
     if (put_whole(s, a, l, err)) return -1;
     return e->op == EDIT_FEATURE ? put_features(s, a, err) : 0;
 }

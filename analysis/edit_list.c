@@ -154,7 +154,7 @@ static const struct sae_host *dictionary(const struct reader *r, const json_t *o
         fail(r->err, "%s: the dictionary is of width %d, the model's residual stream of %d", path, s->host.d, r->m->d_model);
         return NULL;
     }
-    if (s->host.activation == SAE_TOPK && s->host.K == 0 && sae_make_topk(&s->host, 0, r->err)) return NULL;
+    if (s->host.activation == SAE_TOPK && (s->host.K == 0 || s->host.K > s->host.M) && sae_make_topk(&s->host, 0, r->err)) return NULL;
     return &s->host;
 }
 
@@ -299,6 +299,8 @@ static int read_place(const struct reader *r) {
     if (!v) return fail(r->err, "\"layer\" is missing: the model's layers are 0 to %d", r->m->n_layers - 1);
     const int layer = read_index(r, v, "layer", "the model's layers", r->m->n_layers);
     if (layer < 0 || !(r->e->sae = dictionary(r, r->o))) return -1;
+    if (r->e->sae->transcoder)
+        return fail(r->err, "\"sae\": a transcoder, whose codes are not of resid_post; expected a sparse autoencoder");
     r->e->layers[layer] = true;
     r->e->points[EDIT_RESID_POST] = true;
     probe_name(PROBE_RESID_POST, layer, name, sizeof name);

@@ -1,6 +1,7 @@
 /* format.c - which dictionary format a folder or file holds (formats.md 0.1). */
 #include "sae/format.h"
 #include "host/file.h"
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,8 @@ static const struct layout {
       "checkpoints/final.safetensors", "checkpoints/final.pt"}},
     {SAE_FORMAT_SPARSIFY, "cfg.json", {"sae.safetensors"}},
     {SAE_FORMAT_SAELENS, "cfg.json", {"sae_weights.safetensors"}},
+    {SAE_FORMAT_DICTIONARY_LEARNING, "config.json", {"ae.pt"}},
+    {SAE_FORMAT_GEMMA_SCOPE, NULL, {"params.npz"}},
     {SAE_FORMAT_OPENMOSS,
      "config.json",
      {"sae_weights.safetensors", "sae_weights.pt", "checkpoints/pruned.safetensors", "checkpoints/pruned.pt",
@@ -39,30 +42,60 @@ static bool ends_with(const char *text, const char *end) {
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
-/* The weights of a layout in the folder; given: that very file. */
-static bool matches(struct sae_files *f, const struct layout *y, const char *given) {
-    if (!has(f->folder, y->config)) return false;
+static const char *extension(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot && !strchr(dot, '/') ? dot : "";
+}
+
+/* Is the file that was named this layout's: by its name, or (loosely) by its extension? */
+static bool fits(const struct layout *y, const char *given, bool loosely) {
+    for (int i = 0; y->weights[i]; i++)
+        if (loosely ? strcmp(extension(given), extension(y->weights[i])) == 0 : ends_with(given, y->weights[i])) return true;
+    return false;
+}
+
+/* The layout's configuration and weights in the folder; given: that very file. */
+static bool matches(struct sae_files *f, const struct layout *y, const char *given, bool loosely) {
+    if ((y->config && !has(f->folder, y->config)) || (given && !fits(y, given, loosely))) return false;
     for (int i = 0; y->weights[i]; i++)
         if (has(f->folder, y->weights[i])) {
             f->format = y->format;
-            f->config = path_join(f->folder, y->config);
+            f->config = y->config ? path_join(f->folder, y->config) : NULL;
             f->weights = given ? memory_string(given) : path_join(f->folder, y->weights[i]);
             return true;
         }
     return false;
 }
 
+/* A folder's only torch file, malloced; NULL when there is none or more than one. */
+static char *only_torch_file(const char *folder) {
+    char *found = NULL;
+    DIR *dir = opendir(folder);
+    if (!dir) return NULL;
+    for (const struct dirent *e; (e = readdir(dir));) {
+        if (strcmp(extension(e->d_name), ".pt") != 0 || !has(folder, e->d_name)) continue;
+        if (found) {
+            free(found);
+            found = NULL;
+            break;
+        }
+        found = path_join(folder, e->d_name);
+    }
+    closedir(dir);
+    return found;
+}
+
 static int not_found(const struct sae_files *f, struct error *err) {
     for (int i = 0; i < LAYOUTS; i++)
-        if (has(f->folder, layouts[i].config) && layouts[i].format != SAE_FORMAT_OPENMOSS)
+        if (layouts[i].config && has(f->folder, layouts[i].config) && strcmp(layouts[i].config, "config.json") != 0)
             return fail(err, "%s: %s found, but no weights beside it; expected %s", f->folder, layouts[i].config,
                         layouts[i].format == SAE_FORMAT_LLAMA_SCOPE ? "checkpoints/final.safetensors"
                                                                     : "sae_weights.safetensors (SAELens) or sae.safetensors (sparsify)");
     if (has(f->folder, "config.json"))
         return fail(err, "%s: config.json found, but no dictionary's weights beside it; is this a model folder?", f->folder);
     return fail(err,
-                "%s: no dictionary found; expected hyperparams.json (Llama Scope), cfg.json (SAELens, sparsify) or config.json (OpenMOSS) "
-                "with its weights",
+                "%s: no dictionary found; expected hyperparams.json (Llama Scope), cfg.json (SAELens, sparsify), config.json (OpenMOSS, "
+                "dictionary_learning), params.npz (Gemma Scope) or one .pt file (MMDiff, Qwen Scope)",
                 f->folder);
 }
 
@@ -82,8 +115,12 @@ int sae_recognise(struct sae_files *f, const char *path, struct error *err) {
             free(inner);
         }
     }
-    for (int i = 0; i < LAYOUTS; i++)
-        if (matches(f, &layouts[i], given)) return 0;
+    for (int loosely = 0; loosely < (given ? 2 : 1); loosely++)
+        for (int i = 0; i < LAYOUTS; i++)
+            if (matches(f, &layouts[i], given, loosely)) return 0;
+    f->format = given && strcmp(extension(given), ".npz") == 0 ? SAE_FORMAT_GEMMA_SCOPE : SAE_FORMAT_MMDIFF;
+    f->weights = given ? memory_string(given) : has(f->folder, "config.json") ? NULL : only_torch_file(f->folder);
+    if (f->weights) return 0;
     int status = not_found(f, err);
     sae_files_free(f);
     return status;
@@ -91,10 +128,10 @@ int sae_recognise(struct sae_files *f, const char *path, struct error *err) {
 
 static int read_any(struct sae_host *s, const char *path, bool arrays, struct error *err) {
     static int (*const readers[])(struct sae_host *, const struct sae_files *, bool, struct error *) = {
-        [SAE_FORMAT_LLAMA_SCOPE] = llama_scope_read,
-        [SAE_FORMAT_OPENMOSS] = openmoss_read,
-        [SAE_FORMAT_SAELENS] = saelens_read,
-        [SAE_FORMAT_SPARSIFY] = sparsify_read,
+        [SAE_FORMAT_LLAMA_SCOPE] = llama_scope_read, [SAE_FORMAT_OPENMOSS] = openmoss_read,
+        [SAE_FORMAT_SAELENS] = saelens_read,         [SAE_FORMAT_SPARSIFY] = sparsify_read,
+        [SAE_FORMAT_GEMMA_SCOPE] = gemma_scope_read, [SAE_FORMAT_DICTIONARY_LEARNING] = dictionary_learning_read,
+        [SAE_FORMAT_MMDIFF] = tensor_file_read,
     };
     struct sae_files f;
     memset(s, 0, sizeof *s);

@@ -18,6 +18,9 @@ int llama_scope_read(struct sae_host *s, const struct sae_files *f, bool arrays,
 int openmoss_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
 int saelens_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
 int sparsify_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
+int dictionary_learning_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
+int gemma_scope_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err);
+int tensor_file_read(struct sae_host *s, const struct sae_files *f, bool arrays, struct error *err); /* says which format in s->format */
 
 /* Configuration values, with errors that name file, key, expected and found. A missing key gives `fallback`. */
 json_t *json_open(const char *path, struct error *err); /* an object; NULL with err */
@@ -40,4 +43,10 @@ int layer_of_hook(const char *hook); /* -1 when it names none */
 float *decoder_norms(const struct sae_host *s);
 void fold_decoder_norms(struct sae_host *s);
 void fold_pre_bias(struct sae_host *s, double sign);
+/* Gated encoders (Rajamanoharan et al. 2024): with p = E (x - pre_bias), z = p + gate > 0 ? relu(exp(r_mag) p + mag) : 0. Both conditions
+ * are on one product, so a JumpReLU says the same: E *= exp(r_mag), b_e = mag, threshold = max(0, mag - exp(r_mag) gate).
+ * load_gate: b_e := mag, threshold := gate, scale of E into rank_scale; fold_gate makes the JumpReLU of it, and folds b_d where pre_bias.
+ */
+int load_gate(struct sae_host *s, const struct tensors *st, const char *gate, const char *mag, bool arrays, struct error *err);
+void fold_gate(struct sae_host *s, bool pre_bias);
 #endif

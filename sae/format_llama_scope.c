@@ -90,6 +90,7 @@ static int read_config(struct sae_host *s, struct scope *c, const char *file, st
         goto done;
     }
     snprintf(s->hook, sizeof s->hook, "%s", in ? in : out ? out : "");
+    if (s->transcoder) snprintf(s->hook_out, sizeof s->hook_out, "%s", out);
     status = 0;
 done:
     json_decref(o);

@@ -18,7 +18,6 @@
 
 struct moss {
     bool decoder_bias, pre_bias, decoder_norm, scaled;
-    char hook_out[128];
     double s_in, s_out;
 };
 struct names { /* of the tensors */
@@ -82,8 +81,8 @@ static int read_config(struct sae_host *s, struct moss *c, const char *file, str
         goto done;
     }
     snprintf(s->hook, sizeof s->hook, "%s", in);
-    snprintf(c->hook_out, sizeof c->hook_out, "%s", out ? out : in);
-    s->transcoder = strcmp(s->hook, c->hook_out) != 0;
+    s->transcoder = out && strcmp(in, out) != 0;
+    if (s->transcoder) snprintf(s->hook_out, sizeof s->hook_out, "%s", out);
     status = 0;
 done:
     json_decref(o);
@@ -110,7 +109,9 @@ static int read_tensors(struct sae_host *s, struct moss *c, const struct tensors
     if (s->K > M) return fail(err, "%s: %d features, fewer than \"top_k\" %d", tensors_file(st, 0, NULL), M, s->K);
     if (!tensor_named(st, threshold) && tensor_named(st, "log_jumprelu_threshold")) threshold = "log_jumprelu_threshold";
     c->s_in = c->s_out = 1;
-    if (c->scaled && (read_scale(&c->s_in, st, s->hook, d, err) || read_scale(&c->s_out, st, c->hook_out, d, err))) return -1;
+    if (c->scaled &&
+        (read_scale(&c->s_in, st, s->hook, d, err) || read_scale(&c->s_out, st, s->transcoder ? s->hook_out : s->hook, d, err)))
+        return -1;
     if (tensor_load(arrays ? &s->E : NULL, st, n->E, n->encoder_turned ? d : M, n->encoder_turned ? M : d, n->encoder_turned, err) ||
         tensor_load(arrays ? &s->b_e : NULL, st, n->b_e, M, 0, false, err) ||
         tensor_load(arrays ? &s->D : NULL, st, n->D, n->decoder_turned ? d : M, n->decoder_turned ? M : d, n->decoder_turned, err) ||

@@ -2,6 +2,7 @@
 #include "sae/format.h"
 #include "host/file.h"
 #include <ctype.h>
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,6 +179,40 @@ void fold_pre_bias(struct sae_host *s, double sign) {
         for (int i = 0; i < s->d; i++) shift += (double)E[i] * (double)s->b_d[i];
         s->b_e[f] = (float)((double)s->b_e[f] - sign * shift);
     }
+}
+
+int load_gate(struct sae_host *s, const struct tensors *st, const char *gate, const char *mag, bool arrays, struct error *err) {
+    s->activation = SAE_JUMPRELU;
+    if (tensor_load(arrays ? &s->threshold : NULL, st, gate, s->M, 0, false, err) ||
+        tensor_load(arrays ? &s->b_e : NULL, st, mag, s->M, 0, false, err) ||
+        tensor_load(arrays ? &s->rank_scale : NULL, st, "r_mag", s->M, 0, false, err))
+        return -1;
+    for (int f = 0; arrays && f < s->M; f++) {
+        float scale = expf(s->rank_scale[f]);
+        if (!(scale >= FLT_MIN && scale <= FLT_MAX))
+            return fail(err, "%s: tensor r_mag: feature %d: exp(%g) is no float; the file is damaged or its training diverged",
+                        tensors_file(st, 0, NULL), f, (double)s->rank_scale[f]);
+        s->rank_scale[f] = scale;
+    }
+    return 0;
+}
+
+void fold_gate(struct sae_host *s, bool pre_bias) {
+#pragma omp parallel for schedule(static)
+    for (int f = 0; f < s->M; f++) {
+        float *E = s->E + (size_t)f * (size_t)s->d;
+        const double scale = (double)s->rank_scale[f], mag = (double)s->b_e[f];
+        double shift = 0;
+        for (int i = 0; i < s->d; i++) {
+            shift += (double)E[i] * (double)s->b_d[i];
+            E[i] = (float)(scale * (double)E[i]);
+        }
+        if (!pre_bias) shift = 0;
+        s->b_e[f] = (float)(mag - scale * shift);
+        s->threshold[f] = (float)fmax(mag - scale * (double)s->threshold[f], 0);
+    }
+    free(s->rank_scale);
+    s->rank_scale = NULL;
 }
 
 int layer_of_hook(const char *hook) {

@@ -7,7 +7,9 @@
 #include <string.h>
 
 const char *sae_format_name(enum sae_format f) {
-    static const char *const names[] = {"Llama Scope v1", "OpenMOSS (early 2025)", "OpenMOSS (since June 2025)", "SAELens", "sparsify"};
+    static const char *const names[] = {"Llama Scope v1", "OpenMOSS (early 2025)", "OpenMOSS (since June 2025)", "SAELens",
+                                        "sparsify",       "Gemma Scope",           "dictionary_learning",        "MMDiff",
+                                        "Qwen Scope"};
     return names[f];
 }
 
@@ -74,10 +76,22 @@ int sae_make_topk(struct sae_host *s, int k, struct error *err) {
     if (s->transcoder)
         return fail(err, "a transcoder (its input is %s) does not give back its input; expected a sparse autoencoder",
                     s->hook[0] ? s->hook : "another hook point than its output");
-    free(s->threshold);
-    s->threshold = NULL;
+    free(s->threshold), free(s->rank_scale);
+    s->threshold = s->rank_scale = NULL;
     if (s->activation != SAE_TOPK || k > 0 || s->K == 0) s->K = k > 0 ? k : s->activation == SAE_TOPK && s->K > 0 ? s->K : 50;
     s->activation = SAE_TOPK;
     if (s->K > s->M) return fail(err, "k is %d but the dictionary has %d features; give a smaller k", s->K, s->M);
+    return 0;
+}
+
+int sae_set_k(struct sae_host *s, int k, const char *path, struct error *err) {
+    if (k == 0) return 0;
+    if (!sae_fixed_k(s->activation))
+        return fail(err, "--k %d: %s is a %s dictionary, which has no k; leave --k out", k, path, sae_activation_name(s->activation));
+    if (k > s->M) return fail(err, "--k must be at most %d, the features of %s, found %d", s->M, path, k);
+    if (s->activation == SAE_GROUPMAX && s->M % k)
+        return fail(err, "--k must divide %d, the features of the groupmax dictionary %s, found %d", s->M, path, k);
+    if (s->K > 0 && s->K != k && !s->k_assumed) log_note("%s: its own k is %d, --k %d takes its place", path, s->K, k);
+    s->K = k;
     return 0;
 }

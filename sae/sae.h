@@ -18,22 +18,34 @@ enum sae_format {
     SAE_FORMAT_OPENMOSS,
     SAE_FORMAT_SAELENS,
     SAE_FORMAT_SPARSIFY,
+    SAE_FORMAT_GEMMA_SCOPE,
+    SAE_FORMAT_DICTIONARY_LEARNING,
+    SAE_FORMAT_MMDIFF,
+    SAE_FORMAT_QWEN_SCOPE,
 };
 struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md */
     enum sae_format format;
     enum sae_activation activation;
     bool transcoder; /* x_hat is not x's reconstruction but another hook point's value */
     int d, M, K;     /* K: active features of a row where the activation fixes them; 0 when the file does not hold it */
+    bool k_assumed;  /* K is the format's default, no file says it */
     float *E, *D, *b_e, *b_d;
-    float *threshold;  /* (M), JumpReLU; else NULL */
-    float *rank_scale; /* (M), TopK ranked by h * rank_scale; else NULL */
-    float *skip;       /* (d, d), transcoders: x_hat += skip x; else NULL */
-    char hook[128];    /* "blocks.3.hook_resid_post", "" when unknown; a transcoder's input */
-    int layer;         /* of the hook, -1 when unknown */
+    float *threshold;   /* (M), JumpReLU; else NULL */
+    float *rank_scale;  /* (M), TopK ranked by h * rank_scale; else NULL */
+    float *skip;        /* (d, d), transcoders: x_hat += skip x; else NULL */
+    char hook[128];     /* "blocks.3.hook_resid_post", "" when unknown */
+    char hook_out[128]; /* of a transcoder; else "" */
+    int layer;          /* of the hook, -1 when unknown */
 };
 int sae_load(struct sae_host *s, const char *path, struct error *err); /* folder or file; recognises the format */
 int sae_peek(struct sae_host *s, const char *path, struct error *err); /* the same without the arrays (NULL): configuration only */
-int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err); /* cfg.json + sae_weights.safetensors, atomic */
+/* The layouts that are written (docs/dictionaries.md): a folder with cfg.json and weights; mmdiff: one torch file. Files are atomic. */
+enum sae_layout { SAE_LAYOUT_SAELENS, SAE_LAYOUT_SPARSIFY, SAE_LAYOUT_MMDIFF };
+enum { SAE_MMDIFF_K = 50 };                                                        /* what an MMDiff topk file means without saying it */
+const char *sae_layout_name(enum sae_layout to);                                   /* "saelens", ... */
+int sae_can_save(const struct sae_host *s, enum sae_layout to, struct error *err); /* -1 with why not: same codes or nothing */
+int sae_save(const struct sae_host *s, enum sae_layout to, const char *path, struct error *err);
+int sae_save_saelens(const struct sae_host *s, const char *dir, struct error *err); /* one that SAELens has: topk, jumprelu, relu */
 void sae_host_free(struct sae_host *s);
 const char *sae_format_name(enum sae_format f);         /* "Llama Scope v1", "SAELens", ... */
 const char *sae_activation_name(enum sae_activation a); /* "topk", "jumprelu", "relu", "signed topk", "groupmax" */
@@ -41,6 +53,9 @@ const char *sae_activation_name(enum sae_activation a); /* "topk", "jumprelu", "
 bool sae_fixed_k(enum sae_activation a);
 /* Random start: seeded unit decoder rows, encoder their copy, biases 0. */
 int sae_random(struct sae_host *s, int d, int M, int K, unsigned long seed, struct error *err);
+
+/* k for a dictionary with a fixed number of active features: k > 0 takes the place of the file's own; path is for messages. */
+int sae_set_k(struct sae_host *s, int k, const char *path, struct error *err);
 
 struct sae { /* on the device */
     struct device *dev;
@@ -54,8 +69,8 @@ struct sae { /* on the device */
     bool scratch_borrowed;
     int max_rows;
 };
-/* Turns a start into a TopK dictionary of k features: the threshold is dropped, weights stay in encode's units (papers.md 1.2).
- * k 0: the file's own, 50 where it holds none. */
+/* Turns a start into a TopK dictionary of k features: threshold and rank scale are dropped, weights stay in encode's units (papers.md 1.2).
+ * k 0: the file's own, 50 where it holds none. Transcoders are refused. */
 int sae_make_topk(struct sae_host *s, int k, struct error *err);
 int sae_upload(struct sae *dst, struct device *dev, const struct sae_host *s, int max_rows, bool bf16_products, struct error *err);
 void sae_free(struct sae *s);

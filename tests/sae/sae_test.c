@@ -100,32 +100,38 @@ void forward(struct device *dev, const struct sae_host *host, const float *x, in
     sae_free(&sae);
 }
 
+void check_codes(struct device *dev, const char *name, const struct sae_host *s) {
+    char expected[192];
+    size_t n, m, N;
+    snprintf(expected, sizeof expected, GOLDEN "%s/expected.safetensors", name);
+    float *x = golden(expected, "x", &N), *codes = golden(expected, "codes", &n), *codes32 = golden(expected, "codes.f32", NULL);
+    float *r = golden(expected, "reconstruction", &m), *r32 = golden(expected, "reconstruction.f32", NULL);
+    float *ours = memory_take(n, sizeof *ours), *rebuilt = memory_take(m, sizeof *rebuilt);
+    N /= (size_t)s->d;
+    assert_true(N * (size_t)s->M == n && N * (size_t)s->d == m);
+    forward(dev, s, x, (int)N, ours, rebuilt);
+    print_message("  %s\n", name);
+    for (size_t i = 0; i < n; i++)
+        if ((ours[i] != 0) != (codes[i] != 0))
+            fail_msg("%s: row %zu feature %zu: %g, expected %g", name, i / (size_t)s->M, i % (size_t)s->M, (double)ours[i],
+                     (double)codes[i]);
+    check_floor("codes", ours, codes, codes32, n);
+    check_floor("reconstruction", rebuilt, r, r32, m);
+    free(x), free(codes), free(codes32), free(r), free(r32), free(ours), free(rebuilt);
+}
+
 void check_golden(struct device *dev, const char *name, const char *inner, enum sae_format format, enum sae_activation activation, int K,
                   int layer) {
-    char folder[192], expected[192];
+    char folder[192];
     struct sae_host s, peeked;
     struct error err = {{0}};
     snprintf(folder, sizeof folder, GOLDEN "%s/%s", name, inner);
-    snprintf(expected, sizeof expected, GOLDEN "%s/expected.safetensors", name);
     if (sae_load(&s, folder, &err) || sae_peek(&peeked, folder, &err)) fail_msg("%s", err.text);
     assert_int_equal(s.format, format);
     assert_int_equal(s.activation, activation);
     assert_int_equal(s.K, K);
     assert_int_equal(s.layer, layer);
     assert_true(peeked.M == s.M && peeked.d == s.d && peeked.K == K && peeked.layer == layer && !peeked.E && !peeked.threshold);
-    size_t n, m, N;
-    float *x = golden(expected, "x", &N), *codes = golden(expected, "codes", &n), *codes32 = golden(expected, "codes.f32", NULL);
-    float *r = golden(expected, "reconstruction", &m), *r32 = golden(expected, "reconstruction.f32", NULL);
-    float *ours = memory_take(n, sizeof *ours), *rebuilt = memory_take(m, sizeof *rebuilt);
-    N /= (size_t)s.d;
-    assert_true(N * (size_t)s.M == n && N * (size_t)s.d == m);
-    forward(dev, &s, x, (int)N, ours, rebuilt);
-    print_message("  %s\n", name);
-    for (size_t i = 0; i < n; i++)
-        if ((ours[i] != 0) != (codes[i] != 0))
-            fail_msg("%s: row %zu feature %zu: %g, expected %g", name, i / (size_t)s.M, i % (size_t)s.M, (double)ours[i], (double)codes[i]);
-    check_floor("codes", ours, codes, codes32, n);
-    check_floor("reconstruction", rebuilt, r, r32, m);
-    free(x), free(codes), free(codes32), free(r), free(r32), free(ours), free(rebuilt);
+    check_codes(dev, name, &s);
     sae_host_free(&s);
 }

@@ -25,8 +25,9 @@ void check_floor(const char *what, const float *ours, const float *f64, const fl
 struct device *test_device(int threads);
 /* Dense codes (n, M) and reconstruction (n, d) as encode and decode make them. */
 void forward(struct device *dev, const struct sae_host *host, const float *x, int n, float *codes, float *reconstruction);
-/* tests/sae/golden/NAME/INNER is a dictionary of that kind and gives the codes and reconstruction of NAME/expected.safetensors. */
 #define GOLDEN "tests/sae/golden/"
+/* tests/sae/golden/NAME/INNER is a dictionary of that kind and gives the codes and reconstruction of NAME/expected.safetensors. */
+void check_codes(struct device *dev, const char *name, const struct sae_host *s); /* the last of that */
 void check_golden(struct device *dev, const char *name, const char *inner, enum sae_format format, enum sae_activation activation, int K,
                   int layer);
 /* A new folder under the system's temporary folder; removed by folder_remove. */

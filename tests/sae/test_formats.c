@@ -123,10 +123,19 @@ static void test_hostile(void **state) {
     hostile_saelens("{\"d_in\": \"16\", \"d_sae\": 40}", "d_in", "number");
     hostile_saelens("{\"d_sae\": 40}", "d_in", "missing");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 41}", "\"k\"", "41");
-    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"gated\"}", "architecture", "gated");
-    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"transcoder\", \"d_out\": 8}", "architecture", "transcoder");
+    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"gated\"}", "b_gate", "missing");
+    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"transcoder\", \"d_out\": 8}", "d_out", "transcoder");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 5, \"normalize_activations\": \"layer_norm\"}",
                     "normalize_activations", "layer_norm");
+    static const char *const others[] = {"abstopk", "matching_pursuit", "temporal", "jumprelu_skip_transcoder", "batchtopk"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char cfg[128];
+        snprintf(cfg, sizeof cfg, "{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"%s\"}", others[i]);
+        hostile_saelens(cfg, "architecture", others[i]);
+    }
+    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"transcoder\", \"apply_b_dec_to_input\": true}",
+                    "apply_b_dec_to_input", "transcoder");
+    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"skip_transcoder\"}", "W_skip", "missing");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"jumprelu\"}", "threshold", "sae_weights");
     hostile_saelens("{\"d_in\": 16, \"d_in\": 16}", "cfg.json", "duplicate");
     hostile_saelens("[1]", "cfg.json", "object");

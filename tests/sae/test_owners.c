@@ -23,6 +23,36 @@ static void test_openmoss(void **state) {
     check_golden(dev, "openmoss_early", "", SAE_FORMAT_OPENMOSS_EARLY, SAE_JUMPRELU, 0, 2);
 }
 
+static void test_saelens(void **state) {
+    (void)state;
+    check_golden(dev, "saelens_gated", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
+    check_golden(dev, "saelens_transcoder", "", SAE_FORMAT_SAELENS, SAE_RELU, 0, 7);
+    check_golden(dev, "saelens_skip_transcoder", "", SAE_FORMAT_SAELENS, SAE_RELU, 0, 7);
+    check_golden(dev, "saelens_jumprelu_transcoder", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
+    check_golden(dev, "saelens_batchtopk", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
+    check_golden(dev, "saelens_matryoshka", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
+}
+
+static void test_dictionary_learning(void **state) {
+    (void)state;
+    check_golden(dev, "dl_autoencoder", "", SAE_FORMAT_DICTIONARY_LEARNING, SAE_RELU, 0, 4);
+    check_golden(dev, "dl_autoencoder_new", "ae.pt", SAE_FORMAT_DICTIONARY_LEARNING, SAE_RELU, 0, 4);
+    check_golden(dev, "dl_gated", "", SAE_FORMAT_DICTIONARY_LEARNING, SAE_JUMPRELU, 0, 4);
+    check_golden(dev, "dl_jumprelu", "", SAE_FORMAT_DICTIONARY_LEARNING, SAE_JUMPRELU, 0, 4);
+    check_golden(dev, "dl_topk", "config.json", SAE_FORMAT_DICTIONARY_LEARNING, SAE_TOPK, 5, 4);
+    check_golden(dev, "dl_batch_topk", "", SAE_FORMAT_DICTIONARY_LEARNING, SAE_JUMPRELU, 0, 4);
+    check_golden(dev, "dl_matryoshka", "", SAE_FORMAT_DICTIONARY_LEARNING, SAE_JUMPRELU, 0, 4);
+}
+
+static void test_files(void **state) {
+    (void)state;
+    check_golden(dev, "gemma_scope", "layer_6/width_16k/average_l0_9", SAE_FORMAT_GEMMA_SCOPE, SAE_JUMPRELU, 0, 6);
+    check_golden(dev, "gemma_scope_embedding", "embedding/width_4k/average_l0_9/params.npz", SAE_FORMAT_GEMMA_SCOPE, SAE_JUMPRELU, 0, -1);
+    check_golden(dev, "mmdiff_jumprelu", "text-only_layer_13.pt", SAE_FORMAT_MMDIFF, SAE_JUMPRELU, 0, 13);
+    check_golden(dev, "mmdiff_topk", "text-only_layer_3.pt", SAE_FORMAT_MMDIFF, SAE_TOPK, 50, 3);
+    check_golden(dev, "qwen_scope", "SAE-W64-L0_5/layer7.sae.pt", SAE_FORMAT_QWEN_SCOPE, SAE_TOPK, 5, 7);
+}
+
 /* Weights of a golden dictionary under another configuration: loading must fail with a sentence that holds both words. */
 static void refused(const char *weights, const char *name, const char *config, const char *text, const char *w1, const char *w2) {
     char *folder = folder_make(), *to = path_join(folder, name), *data = NULL;
@@ -87,6 +117,8 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sparsify), cmocka_unit_test(test_openmoss), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sparsify), cmocka_unit_test(test_openmoss),
+                                       cmocka_unit_test(test_saelens),  cmocka_unit_test(test_dictionary_learning),
+                                       cmocka_unit_test(test_files),    cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

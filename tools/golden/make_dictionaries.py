@@ -2,10 +2,10 @@
 `stagediff convert` writes is opened by that library.
 
     python tools/golden/make_dictionaries.py make [GROUP ...]                  writes tests/sae/golden/
-    python tools/golden/make_dictionaries.py check build/cpu/stagediff [GROUP ...]
+    python tools/golden/make_dictionaries.py check build/cpu/stagediff [saelens] [sparsify] [mmdiff]
 
-Groups: sparsify, saelens, openmoss, dictionary_learning, files (no library: formats that are only tensors). Each needs its own library
-(pip install eai-sparsify, sae-lens, llamascopium, dictionary-learning; their requirements clash, so one environment each), default: all.
+Groups: sparsify, saelens, openmoss, dictionary_learning, files (no library: formats that are only tensors), default all. Each needs its
+own library (pip install eai-sparsify, sae-lens, llamascopium, dictionary-learning; where their requirements clash, an environment each).
 make: FOLDER/ with the dictionary (d 16, M 64) and expected.safetensors: x (16, 16), dense codes (16, 64) and reconstruction as the library's
 own encode and decode give them in double, and in float (.f32: its distance from double is the error floor of the test). Codes are in the
 units of docs/cli.md: the library's, divided by s_out for OpenMOSS.
@@ -99,6 +99,37 @@ def make_sparsify():
     finish(folder, "definition", x, signed)
 
 
+# ---- SAELens ----
+
+def saelens_forward(folder, x, dtype):
+    from sae_lens import SAE
+    sae = SAE.load_from_disk(folder, device="cpu").to(dtype=dtype)
+    codes, y = sae.encode(x.to(dtype)), sae(x.to(dtype))
+    return codes.detach(), y.detach()
+
+
+def make_saelens():
+    import sae_lens
+    from sae_lens import (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, GatedSAE, GatedSAEConfig, JumpReLUTranscoder, JumpReLUTranscoderConfig, MatryoshkaBatchTopKTrainingSAE,
+                          MatryoshkaBatchTopKTrainingSAEConfig, SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig)
+    from sae_lens.saes.sae import SAEMetadata
+    hook = SAEMetadata(hook_name="blocks.7.hook_resid_post")
+    mlp = SAEMetadata(hook_name="blocks.7.ln2.hook_normalized", hook_name_out="blocks.7.hook_mlp_out")
+    dims, cross = {"d_in": d, "d_sae": M, "metadata": hook}, {"d_in": d, "d_sae": M, "d_out": d, "apply_b_dec_to_input": False, "metadata": mlp}
+    cases = [("saelens_gated", GatedSAE(GatedSAEConfig(**dims))), ("saelens_transcoder", Transcoder(TranscoderConfig(**cross))), ("saelens_skip_transcoder", SkipTranscoder(SkipTranscoderConfig(**cross))),
+             ("saelens_jumprelu_transcoder", JumpReLUTranscoder(JumpReLUTranscoderConfig(**cross))), ("saelens_batchtopk", BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=K, **dims))),
+             ("saelens_matryoshka", MatryoshkaBatchTopKTrainingSAE(MatryoshkaBatchTopKTrainingSAEConfig(k=K, matryoshka_widths=[16, 64], **dims)))]
+    for seed, (folder, sae) in enumerate(cases):
+        randomise(sae.named_parameters(), 80 + seed, {"r_mag": 0.5})
+        if hasattr(sae, "topk_threshold"):
+            sae.topk_threshold.fill_(0.8)
+            sae.save_inference_model(path(folder, ""))
+        else:
+            sae.save_model(path(folder, ""))
+        x = draw((N, d), 1.5, seeded(90 + seed))
+        finish(folder, f"sae-lens {sae_lens.__version__}", x, lambda dtype: saelens_forward(path(folder), x, dtype))
+
+
 # ---- OpenMOSS since 2025 ----
 
 def openmoss_forward(sae, x, x_in, x_out, dtype):
@@ -144,7 +175,145 @@ def make_openmoss():
             os.remove(weights)
 
 
-MAKERS = {"sparsify": make_sparsify, "openmoss": make_openmoss}
+# ---- dictionary_learning ----
+
+def make_dictionary_learning():
+    from importlib.metadata import version
+
+    from dictionary_learning import dictionary as D
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK
+    from dictionary_learning.utils import load_dictionary
+    cases = [("dl_autoencoder", D.AutoEncoder(d, M)), ("dl_autoencoder_new", D.AutoEncoderNew(d, M)), ("dl_gated", D.GatedAutoEncoder(d, M)), ("dl_jumprelu", D.JumpReluAutoEncoder(d, M)),
+             ("dl_topk", AutoEncoderTopK(d, M, K)), ("dl_batch_topk", BatchTopKSAE(d, M, K)), ("dl_matryoshka", MatryoshkaBatchTopKSAE(d, M, K, [16, 16, 32]))]
+    for seed, (folder, ae) in enumerate(cases):
+        randomise(ae.named_parameters(), 50 + seed, {"r_mag": 0.5})
+        if hasattr(ae, "threshold") and ae.threshold.ndim == 0:
+            ae.threshold.fill_(0.75)
+        torch.save(ae.state_dict(), path(folder, "ae.pt"))
+        trainer = {"trainer_class": "Trainer", "dict_class": type(ae).__name__, "activation_dim": d, "dict_size": M, "layer": 4, "lm_name": "none", "submodule_name": "resid_post_layer_4"}
+        json.dump({"trainer": {**trainer, **({"k": K} if hasattr(ae, "k") else {})}, "buffer": {"d_submodule": d, "io": "out"}}, open(path(folder, "config.json"), "w"), indent=1)
+        x = draw((N, d), 1.5, seeded(60 + seed))
+
+        def forward(dtype):
+            own = load_dictionary(path(folder), "cpu")[0].to(dtype)
+            codes = own.encode(x.to(dtype))
+            return codes.detach(), own.decode(codes).detach()
+        finish(folder, f"dictionary-learning {version('dictionary-learning')}", x, forward)
+
+
+# ---- formats that are only tensors, by definition ----
+
+def make_files():
+    import numpy
+    g = seeded(70)
+    w = {"W_enc": draw((d, M), 0.3, g), "b_enc": draw((M,), 0.3, g), "W_dec": draw((M, d), 0.3, g), "b_dec": draw((d,), 0.3, g), "threshold": draw((M,), 0.5, g)}
+    x = draw((N, d), 1.5, g)
+
+    def jumprelu(relu, enc, dec):
+        def forward(dtype):
+            t = {n: v.to(dtype) for n, v in w.items()}
+            h = x.to(dtype) @ (t["W_enc"] * enc) + t["b_enc"]
+            codes = h * (h > (t["threshold"].clamp(min=0) if relu else t["threshold"]))
+            return codes, codes @ (t["W_dec"] * dec) + t["b_dec"]
+        return forward
+
+    def topk(k):
+        def forward(dtype):
+            t = {n: v.to(dtype) for n, v in w.items()}
+            h = x.to(dtype) @ t["W_enc"] + t["b_enc"]
+            codes = torch.zeros_like(h).scatter(1, h.topk(k, dim=1).indices, 1) * h.relu()
+            return codes, codes @ t["W_dec"] + t["b_dec"]
+        return forward
+    arrays = {n: v.numpy() for n, v in w.items()}
+    numpy.savez(path("gemma_scope", "layer_6", "width_16k", "average_l0_9", "params.npz"), **arrays)
+    finish("gemma_scope", "definition", x, jumprelu(True, 1, 1))
+    numpy.savez_compressed(path("gemma_scope_embedding", "embedding", "width_4k", "average_l0_9", "params.npz"), **{n.lower(): v for n, v in arrays.items()})
+    finish("gemma_scope_embedding", "definition", x, jumprelu(True, d**-0.5, d**0.5))
+    torch.save({**w, "W_enc": w["W_enc"].T.contiguous().T}, path("mmdiff_jumprelu", "text-only_layer_13.pt"))  # as the authors' file: strides (1, d)
+    finish("mmdiff_jumprelu", "definition", x, jumprelu(False, 1, 1))
+    four = {n: v for n, v in w.items() if n != "threshold"}
+    torch.save(four, path("mmdiff_topk", "text-only_layer_3.pt"))
+    finish("mmdiff_topk", "definition", x, topk(50))
+    torch.save({**four, "W_enc": w["W_enc"].T.contiguous(), "W_dec": w["W_dec"].T.contiguous()}, path("qwen_scope", "SAE-W64-L0_5", "layer7.sae.pt"))
+    finish("qwen_scope", "definition", x, topk(5))
+
+
+# ---- the way back ----
+
+def golden_folders():
+    """(name, path of the dictionary) of every golden one."""
+    for name in sorted(os.listdir(OUT)):
+        if os.path.exists(os.path.join(OUT, name, "expected.safetensors")):
+            inner = os.path.join(OUT, name)
+            while not any(f.endswith((".json", ".pt", ".npz")) for f in os.listdir(inner)):
+                inner = next(e.path for e in sorted(os.scandir(inner), key=lambda e: e.name) if e.is_dir() and e.name != "checkpoints")
+            yield name, inner
+
+
+def differences(name, codes, reconstruction):
+    """Largest differences from the golden codes and reconstruction; the active features must be the same."""
+    expected = load_file(os.path.join(OUT, name, "expected.safetensors"))
+    assert torch.equal(codes != 0, expected["codes"] != 0), f"{name}: other features are active"
+    worst = [(a.double() - expected[n].double()).abs().max().item() for a, n in ((codes, "codes"), (reconstruction, "reconstruction"))]
+    floor = max((expected[n].double() - expected[n + ".f32"].double()).abs().max().item() for n in ("codes", "reconstruction"))
+    limit = 3 * max(floor, max(expected[n].abs().max().item() for n in ("codes", "reconstruction")) * 2**-23)
+    assert max(worst) <= limit, f"{name}: differs by {worst}, limit {limit}"
+    return max(worst)
+
+
+def run_saelens(folder, x):
+    return saelens_forward(folder, x, torch.float32)
+
+
+def run_sparsify(folder, x):
+    from sparsify import SparseCoder
+    coder = SparseCoder.load_from_disk(folder)
+    out = coder(x)
+    codes = torch.zeros(len(x), coder.num_latents).scatter(1, out.latent_indices, out.latent_acts)
+    return codes.detach(), out.sae_out.detach()
+
+
+def run_mmdiff(file, x):
+    t = torch.load(file, weights_only=True)
+    h = x @ t["W_enc"] + t["b_enc"]
+    if "threshold" in t:
+        codes = h * (h > t["threshold"])
+    else:
+        codes = torch.zeros_like(h).scatter(1, h.topk(t.get("k", torch.tensor(50)).item(), dim=1).indices, 1) * h.relu()
+    return codes, codes @ t["W_dec"] + t["b_dec"]
+
+
+def run_stagediff(program, sae, x, features):
+    with tempfile.TemporaryDirectory() as folder:
+        rows, out = os.path.join(folder, "x.safetensors"), os.path.join(folder, "z.safetensors")
+        save_file({"x": x}, rows)
+        subprocess.run([program, "encode", "--sae", sae, "--in", rows, "--tensor", "x", "--out", out, "--quiet"], check=True)
+        z = load_file(out)
+    codes = torch.zeros(len(x), features + 1).scatter(1, z["indices"].long() % (features + 1), z["values"])
+    return codes[:, :features], z["reconstruction"]
+
+
+def check(program, layouts):
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    runners = {"saelens": run_saelens, "sparsify": run_sparsify, "mmdiff": run_mmdiff}
+    for name, folder in golden_folders():
+        expected = load_file(os.path.join(OUT, name, "expected.safetensors"))
+        x, line = expected["x"], f"{name:28}"
+        line += f" encode {differences(name, *run_stagediff(program, folder, x, expected['codes'].shape[1])):.1e}"
+        if name.startswith("saelens") and "saelens" in layouts:  # the definitions of make_train.py too
+            line += f"  library {differences(name, *run_saelens(folder, x)):.1e}"
+        for layout in layouts:
+            with tempfile.TemporaryDirectory() as temporary:
+                to = os.path.join(temporary, "converted")
+                done = subprocess.run([program, "convert", folder, to, "--to", layout, "--quiet"], capture_output=True, text=True)
+                assert done.returncode in (0, 2) and (done.returncode == 0) == os.path.exists(to), done.stderr
+                line += f"  {layout} {differences(name, *runners[layout](to, x)):.1e}" if done.returncode == 0 else f"  {layout} refused"
+        print(line)
+
+
+MAKERS = {"dictionary_learning": make_dictionary_learning, "files": make_files, "sparsify": make_sparsify, "saelens": make_saelens, "openmoss": make_openmoss}
 
 
 def main():
@@ -152,6 +321,8 @@ def main():
     if mode == "make":
         for group in arguments or MAKERS:
             MAKERS[group]()
+    else:
+        check(arguments[0], arguments[1:] or ["saelens", "sparsify", "mmdiff"])
 
 
 if __name__ == "__main__":
