@@ -3,14 +3,27 @@
 #include <stddef.h>
 
 extern struct command command_tokenize, command_detokenize, command_preprocess;
-extern struct command command_info;                                                     /* models/ */
-extern struct command command_generate, command_harvest, command_encode, command_train; /* analysis/ */
-extern struct command command_diff, command_report, command_run, command_plan;          /* analysis/ */
-extern struct command command_select, command_evaluate, command_vectors;                /* analysis/ */
+extern struct command command_info;                                                       /* models/ */
+extern struct command command_generate, command_harvest, command_encode, command_train;   /* analysis/ */
+extern struct command command_diff, command_report, command_run, command_plan;            /* analysis/ */
+extern struct command command_select, command_evaluate, command_vectors, command_convert; /* analysis/ */
 
 struct command *const commands[] = {
-    &command_info,     &command_tokenize, &command_detokenize, &command_preprocess,
-    &command_generate, &command_harvest,  &command_encode,     &command_plan,
-    &command_train,    &command_diff,     &command_select,     &command_evaluate,
-    &command_vectors,  &command_report,   &command_run,        NULL,
+    &command_info,
+    &command_tokenize,
+    &command_detokenize,
+    &command_preprocess,
+    &command_generate,
+    &command_harvest,
+    &command_encode,
+    &command_convert,
+    &command_plan,
+    &command_train,
+    &command_diff,
+    &command_select,
+    &command_evaluate,
+    &command_vectors,
+    &command_report,
+    &command_run,
+    NULL,
 };
