@@ -242,7 +242,7 @@ static int read_template(struct tokenizer *tok, const json_t *node, struct error
         for (size_t k = 0; k < json_array_size(ids); k++) {
             long long id = json_integer_value(json_array_get(ids, k));
             int *n = after ? &tok->n_suffix : &tok->n_prefix;
-            if (id < 0 || id >= tok->vocab || *n == MAX_SPECIAL)
+            if (id < 0 || id >= tok->vocab || !tok->pieces[id] || *n == MAX_SPECIAL)
                 return fail(err, "%s: post_processor: the special token %s has the id %lld outside the vocabulary", tok->path, name, id);
             (after ? tok->suffix : tok->prefix)[(*n)++] = (int)id;
         }

@@ -1,6 +1,7 @@
 /* common.c - see fuzz.h. */
 #include "fuzz.h"
 #include "host/file.h"
+#include "host/samples.h"
 #include "host/tensors.h"
 #include <math.h>
 #include <stdio.h>
@@ -65,4 +66,26 @@ void fuzz_tensors(const char *path) {
     }
     tensors_metadata(st, "format");
     tensors_close(st);
+}
+
+void fuzz_tokenizer(const char *dir) {
+    static const char *const texts[] = {"", "Hello world, it's 12345!", " \n\t x  ", "größe 名 \xf0\x9f\x98\x80",
+                                        "<|begin_of_text|><s>a</s>"};
+    struct tokenizer *tok = NULL;
+    struct error err = {""};
+    if (!fuzz_opened(tokenizer_open(&tok, dir, &err), &err)) return;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        struct token_list ids = {0};
+        if (fuzz_opened(tokenizer_encode(tok, texts[i], strlen(texts[i]), i % 2, &ids, &err), &err)) {
+            for (size_t k = 0; k < ids.count; k++)
+                if (!tokenizer_piece(tok, ids.ids[k])) abort();
+            free(tokenizer_decode(tok, ids.ids, ids.count, i % 2));
+        }
+        token_list_free(&ids);
+    }
+    const int out_of_range[] = {-1, tokenizer_vocab(tok), 1 << 30};
+    free(tokenizer_decode(tok, out_of_range, 3, false));
+    enum prompt_template t;
+    fuzz_opened(prompt_template_of(&t, tok, false, &err), &err);
+    tokenizer_close(tok);
 }

@@ -16,4 +16,6 @@ const char *fuzz_file(const char *name, const void *data, size_t size);
 int fuzz_opened(int status, const struct error *err);
 /* Opens the file of tensors at path and uses all of them. */
 void fuzz_tensors(const char *path);
+/* Opens the tokenizer of the folder, encodes and decodes. */
+void fuzz_tokenizer(const char *dir);
 #endif

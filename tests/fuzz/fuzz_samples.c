@@ -10,7 +10,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!tok && tokenizer_open(&tok, "tests/golden/host/llama3", &err)) abort();
     if (!fuzz_opened(samples_open(&s, fuzz_file("x.jsonl", data, size), &err), &err)) return 0;
     for (size_t i = 0; i < s.count && i < 50; i++)
-        for (enum prompt_template t = TEMPLATE_NONE; t <= TEMPLATE_CHAT_LLAMA3; t++) {
+        for (enum prompt_template t = TEMPLATE_NONE; t <= TEMPLATE_SMOLLM2; t++) {
             struct prompt p = {0};
             if (!fuzz_opened(prompt_build(&p, tok, t, &s.at[i], 3, size % 2, &err), &err)) continue;
             for (int k = 0; k < p.count; k++)

@@ -19,22 +19,26 @@ static void round_trip(const struct tokenizer *tok, bool every_byte, const char 
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static struct tokenizer *llama3, *gpt2;
+    static struct tokenizer *llama3, *gpt2, *pieces;
     struct error err = {""};
-    if (!llama3 && (tokenizer_open(&llama3, "tests/golden/host/llama3", &err) || tokenizer_open(&gpt2, "tests/golden/host/gpt2", &err)))
+    if (!llama3 && (tokenizer_open(&llama3, "tests/golden/host/llama3", &err) || tokenizer_open(&gpt2, "tests/golden/host/gpt2", &err) ||
+                    tokenizer_open(&pieces, "tests/golden/host/pieces", &err)))
         abort();
     char *text = malloc(size + 1);
     if (!text) abort();
     if (size) memcpy(text, data, size);
     text[size] = 0;
     round_trip(llama3, true, text, size);
-    round_trip(gpt2, false, text, size); /* its vocabulary lacks some bytes, which are dropped */
+    round_trip(gpt2, false, text, size);   /* its vocabulary lacks some bytes, which are dropped */
+    round_trip(pieces, false, text, size); /* puts a blank before it */
     struct sample s = {.id = "0", .image = "x.jpg", .label = -1};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 8; i++) {
         struct prompt p = {0};
         s.prompt = i % 2 ? text : NULL;
         s.question = s.answer = i % 2 ? NULL : text;
-        if (!fuzz_opened(prompt_build(&p, llama3, i / 2 ? TEMPLATE_LLAMA_3_1 : TEMPLATE_VICUNA_V1, &s, 3, i % 2, &err), &err)) continue;
+        if (!fuzz_opened(prompt_build(&p, i / 4 ? pieces : llama3, i / 2 % 2 ? TEMPLATE_LLAMA_3_1 : TEMPLATE_VICUNA_V1, &s, 3, i % 2, &err),
+                         &err))
+            continue;
         int rows = 0;
         for (int k = 0; k < p.count; k++) rows += p.ids[k] == IMAGE_TOKEN;
         if (rows != 3 || p.image_start < 0) abort();

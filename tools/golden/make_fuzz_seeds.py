@@ -7,6 +7,7 @@ usage: make_fuzz_seeds.py CORPUS_DIR        (from the repository's root; needs n
 import io
 import json
 import os
+import struct
 import sys
 import zipfile
 
@@ -80,9 +81,18 @@ def configs():
     yield "config", "processor", json.dumps(images).encode()
 
 
+def few_pieces():
+    field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
+    piece = lambda text, score, kind: field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind]))
+    pieces = piece("<unk>", 0, 2) + piece("<s>", 0, 3) + piece("</s>", 0, 3) + piece("\u2581a", -1, 1) + piece("user", 0, 4) + piece("\u2581", -3, 1) + piece("a", -2, 1)
+    return pieces + field(2, bytes([3 << 3, 2])) + field(3, bytes([3 << 3, 1, 4 << 3, 0, 5 << 3, 1]))
+
+
 def tokenizers():
     """The golden tokenizers with few merges, so that mutations reach every part."""
-    for name in ("llama3", "gpt2"):
+    yield "tokenizer_model", "pieces", open(HOST + "pieces/tokenizer.model", "rb").read()
+    yield "tokenizer_model", "few", few_pieces()
+    for name in ("llama3", "gpt2", "llava_hf"):
         t = json.load(open(HOST + name + "/tokenizer.json", encoding="utf-8"))
         m = t["model"]
         m["merges"] = m["merges"][:12]
