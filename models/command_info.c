@@ -157,7 +157,8 @@ static int inspect(struct info *info, const struct checkpoint_options *o, struct
     struct checkpoint c;
     struct tensors *st = NULL;
     struct error unused;
-    if (info_dictionary(info)) return 0;
+    const int dictionary = info_dictionary(info, err);
+    if (dictionary) return dictionary > 0 ? 0 : -1;
     int status = checkpoint_open(&c, info->path, o, err);
     if (c.config.known) {
         info->kind = kinds[c.config.layout];

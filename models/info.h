@@ -1,4 +1,4 @@
-/* info.h - what `stagediff info` gathers. Private to models/. */
+/* info.h - what `stagediff info` gathers: checkpoints in models/command_info.c, dictionaries in analysis/info_dictionary.c. */
 #ifndef MODELS_INFO_H
 #define MODELS_INFO_H
 #include "host/tensors.h"
@@ -12,6 +12,6 @@ struct info {
 void info_problem(void *info, const char *sentence);
 void info_dim(struct info *info, const char *name, long value);
 void info_count(struct info *info, const struct tensors *st);
-/* true: the path is a sparse dictionary, and info says which. */
-bool info_dictionary(struct info *info);
+/* 1: the path is a sparse dictionary, and info says which. 0: it is none. -1: a file that is nothing we know. */
+int info_dictionary(struct info *info, struct error *err);
 #endif

@@ -85,12 +85,38 @@ static char *only_torch_file(const char *folder) {
     return found;
 }
 
-static int not_found(const struct sae_files *f, struct error *err) {
-    for (int i = 0; i < LAYOUTS; i++)
-        if (layouts[i].config && has(f->folder, layouts[i].config) && strcmp(layouts[i].config, "config.json") != 0)
-            return fail(err, "%s: %s found, but no weights beside it; expected %s", f->folder, layouts[i].config,
-                        layouts[i].format == SAE_FORMAT_LLAMA_SCOPE ? "checkpoints/final.safetensors"
-                                                                    : "sae_weights.safetensors (SAELens) or sae.safetensors (sparsify)");
+/* Which format a configuration without weights is of; false when it may be a model's. */
+static bool told(enum sae_format *format, const char *folder) {
+    bool is = true;
+    if (has(folder, "hyperparams.json")) {
+        *format = SAE_FORMAT_LLAMA_SCOPE;
+    } else if (has(folder, "cfg.json")) {
+        *format = SAE_FORMAT_SAELENS;
+    } else {
+        struct error unused;
+        char *config = path_join(folder, "config.json");
+        json_t *o = json_open(config, &unused);
+        *format = json_object_get(o, "sae_type") ? SAE_FORMAT_OPENMOSS : SAE_FORMAT_DICTIONARY_LEARNING;
+        is = json_object_get(o, "sae_type") || json_object_get(json_object_get(o, "trainer"), "dict_class");
+        json_decref(o);
+        free(config);
+    }
+    return is;
+}
+
+/* The sentence; what the configuration tells of the format stays in f. */
+static int not_found(struct sae_files *f, struct error *err) {
+    static const char *const expected[] = {[SAE_FORMAT_LLAMA_SCOPE] = "checkpoints/final.safetensors",
+                                           [SAE_FORMAT_OPENMOSS] = "sae_weights.safetensors",
+                                           [SAE_FORMAT_SAELENS] = "sae_weights.safetensors (SAELens) or sae.safetensors (sparsify)",
+                                           [SAE_FORMAT_DICTIONARY_LEARNING] = "ae.pt"};
+    if (told(&f->format, f->folder)) {
+        const char *name = f->format == SAE_FORMAT_LLAMA_SCOPE ? "hyperparams.json"
+                           : f->format == SAE_FORMAT_SAELENS   ? "cfg.json"
+                                                               : "config.json";
+        f->config = path_join(f->folder, name);
+        return fail(err, "%s: %s found, but no weights beside it; expected %s", f->folder, name, expected[f->format]);
+    }
     if (has(f->folder, "config.json"))
         return fail(err, "%s: config.json found, but no dictionary's weights beside it; is this a model folder?", f->folder);
     return fail(err,
@@ -120,10 +146,7 @@ int sae_recognise(struct sae_files *f, const char *path, struct error *err) {
             if (matches(f, &layouts[i], given, loosely)) return 0;
     f->format = given && strcmp(extension(given), ".npz") == 0 ? SAE_FORMAT_GEMMA_SCOPE : SAE_FORMAT_MMDIFF;
     f->weights = given ? memory_string(given) : has(f->folder, "config.json") ? NULL : only_torch_file(f->folder);
-    if (f->weights) return 0;
-    int status = not_found(f, err);
-    sae_files_free(f);
-    return status;
+    return f->weights ? 0 : not_found(f, err);
 }
 
 static int read_any(struct sae_host *s, const char *path, bool arrays, struct error *err) {
@@ -136,15 +159,26 @@ static int read_any(struct sae_host *s, const char *path, bool arrays, struct er
     struct sae_files f;
     memset(s, 0, sizeof *s);
     s->layer = -1;
-    if (sae_recognise(&f, path, err)) return -1;
+    int status = sae_recognise(&f, path, err);
     s->format = f.format;
-    int status = readers[f.format](s, &f, arrays, err);
+    s->configured = f.config != NULL;
+    if (status == 0) status = readers[f.format](s, &f, arrays, err);
     if (status)
         sae_host_free(s);
     else if (s->layer < 0)
         s->layer = layer_of_hook(s->hook);
     sae_files_free(&f);
     return status;
+}
+
+char *sae_weights(const char *path) {
+    struct sae_files f;
+    struct error unused;
+    sae_recognise(&f, path, &unused);
+    char *weights = f.weights;
+    f.weights = NULL;
+    sae_files_free(&f);
+    return weights;
 }
 
 int sae_load(struct sae_host *s, const char *path, struct error *err) { return read_any(s, path, true, err); }

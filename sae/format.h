@@ -9,7 +9,8 @@ struct sae_files { /* owned paths */
     enum sae_format format;
     char *folder, *config, *weights; /* config: NULL for a format that is one file */
 };
-/* A folder, or a file in one (the configuration or the weights): which format it is. */
+/* A folder, or a file in one (the configuration or the weights): which format it is. When weights are missing, f->config says that the
+ * configuration alone has told the format. Fills f in any case: sae_files_free. */
 int sae_recognise(struct sae_files *f, const char *path, struct error *err);
 void sae_files_free(struct sae_files *f);
 

@@ -81,6 +81,7 @@ static int read_config(struct sae_host *s, struct moss *c, const char *file, str
         goto done;
     }
     snprintf(s->hook, sizeof s->hook, "%s", in);
+    s->ranked = s->activation == SAE_TOPK && c->decoder_norm;
     s->transcoder = out && strcmp(in, out) != 0;
     if (s->transcoder) snprintf(s->hook_out, sizeof s->hook_out, "%s", out);
     status = 0;
@@ -137,7 +138,7 @@ static void fold(struct sae_host *s, const struct moss *c) {
         s->threshold[f] = t < (double)FLT_MAX ? (float)t : FLT_MAX;
     }
     for (int i = 0; i < s->d; i++) s->b_d[i] /= s_out;
-    if (s->activation == SAE_TOPK)
+    if (s->ranked)
         s->rank_scale = norms;
     else
         free(norms);

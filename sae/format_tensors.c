@@ -103,7 +103,7 @@ static int class_of_tensors(enum class *c, const struct tensors *st, struct erro
     else if (tensors_find(st, "group_sizes"))
         *c = MATRYOSHKA;
     else
-        return fail(err, "%s: no format is known by its tensors alone; a dictionary_learning dictionary needs its config.json beside it",
+        return fail(err, "%s: its tensors are of no dictionary that is known without its configuration file; expected that beside it",
                     file);
     return 0;
 }

@@ -37,11 +37,12 @@ int sae_can_save(const struct sae_host *s, enum sae_layout to, struct error *err
                                                                     : "autoencoder";
     if (!(s->skip ? has[to].skip : s->transcoder ? has[to].transcoder : has[to].autoencoder)[s->activation])
         return fail(err, "the %s layout has no %s %s; choose another with --to", name, sae_activation_name(s->activation), kind);
-    if (s->rank_scale)
+    if (s->ranked)
         return fail(err, "the %s layout cannot rank features by decoder norm and keep codes as they are, as this topk dictionary does",
                     name);
     if (sae_fixed_k(s->activation) && s->K == 0)
         return fail(err, "the %s layout needs the dictionary's k, which its files do not say; give it with --k", name);
+    if (s->K > s->M) return fail(err, "k is %d, the dictionary has %d features; give a smaller --k", s->K, s->M);
     for (int f = 0; s->threshold && to == SAE_LAYOUT_SAELENS && f < s->M; f++)
         if (s->threshold[f] < 0)
             return fail(err, "the saelens layout has no negative thresholds (it applies relu), feature %d has %g; --to mmdiff has", f,

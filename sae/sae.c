@@ -78,6 +78,7 @@ int sae_make_topk(struct sae_host *s, int k, struct error *err) {
                     s->hook[0] ? s->hook : "another hook point than its output");
     free(s->threshold), free(s->rank_scale);
     s->threshold = s->rank_scale = NULL;
+    s->ranked = false;
     if (s->activation != SAE_TOPK || k > 0 || s->K == 0) s->K = k > 0 ? k : s->activation == SAE_TOPK && s->K > 0 ? s->K : 50;
     s->activation = SAE_TOPK;
     if (s->K > s->M) return fail(err, "k is %d but the dictionary has %d features; give a smaller k", s->K, s->M);

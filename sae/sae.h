@@ -29,16 +29,20 @@ struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md
     bool transcoder; /* x_hat is not x's reconstruction but another hook point's value */
     int d, M, K;     /* K: active features of a row where the activation fixes them; 0 when the file does not hold it */
     bool k_assumed;  /* K is the format's default, no file says it */
+    bool ranked;     /* topk ranked by h * rank_scale */
+    bool configured; /* the format was told by a configuration, not by the tensors alone */
     float *E, *D, *b_e, *b_d;
     float *threshold;   /* (M), JumpReLU; else NULL */
-    float *rank_scale;  /* (M), TopK ranked by h * rank_scale; else NULL */
+    float *rank_scale;  /* (M), where ranked; else NULL */
     float *skip;        /* (d, d), transcoders: x_hat += skip x; else NULL */
     char hook[128];     /* "blocks.3.hook_resid_post", "" when unknown */
     char hook_out[128]; /* of a transcoder; else "" */
     int layer;          /* of the hook, -1 when unknown */
 };
 int sae_load(struct sae_host *s, const char *path, struct error *err); /* folder or file; recognises the format */
-int sae_peek(struct sae_host *s, const char *path, struct error *err); /* the same without the arrays (NULL): configuration only */
+int sae_peek(struct sae_host *s, const char *path,
+             struct error *err);     /* the same without the arrays (NULL); every tensor's shape is checked */
+char *sae_weights(const char *path); /* the file that holds the dictionary's tensors, malloced; NULL when there is none */
 /* The layouts that are written (docs/dictionaries.md): a folder with cfg.json and weights; mmdiff: one torch file. Files are atomic. */
 enum sae_layout { SAE_LAYOUT_SAELENS, SAE_LAYOUT_SPARSIFY, SAE_LAYOUT_MMDIFF };
 enum { SAE_MMDIFF_K = 50 };                                                        /* what an MMDiff topk file means without saying it */

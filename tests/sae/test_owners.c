@@ -1,5 +1,6 @@
 /* test_owners.c - dictionaries written by the libraries that own the formats give those libraries' codes and reconstructions
  * (tools/golden/make_dictionaries.py). */
+#include "host/torch_write.h"
 #include "tests/sae/sae_test.h"
 
 static struct device *dev;
@@ -105,6 +106,74 @@ static void test_refused(void **state) {
         refused(moss, "sae_weights.safetensors", "config.json", mosses[i].text, mosses[i].w1, mosses[i].w2);
 }
 
+/* A torch file of four tensors of a dictionary (d 4, M 6), one of them changed, must be refused with a sentence that holds both words. */
+static void refused_torch(const char *config, struct torch_tensor changed, const char *w1, const char *w2) {
+    float values[64];
+    char *folder = folder_make(), *path = path_join(folder, config ? "ae.pt" : "layer_1.pt");
+    struct torch_tensor t[6] = {{"W_enc", DTYPE_F32, 2, {4, 6}, values},
+                                {"b_enc", DTYPE_F32, 1, {6}, values},
+                                {"W_dec", DTYPE_F32, 2, {6, 4}, values},
+                                {"b_dec", DTYPE_F32, 1, {4}, values},
+                                {"threshold", DTYPE_F32, 1, {6}, values}};
+    int n = 5, at = 0;
+    struct sae_host s;
+    struct error err = {{0}};
+    for (int i = 0; i < 64; i++) values[i] = 0.01f * (float)i;
+    while (at < n && strcmp(t[at].name, changed.name) != 0) at++;
+    if (!changed.data) changed.data = values;
+    t[at] = changed;
+    if (at == n) n++;
+    if (changed.rank < 0) t[at] = t[--n]; /* left out */
+    if (torch_write(path, t, n, &err)) fail_msg("%s", err.text);
+    if (config) write_text(folder, "config.json", config);
+    if (sae_load(&s, folder, &err) == 0) fail_msg("%s with %s was taken", changed.name, config ? config : "no configuration");
+    print_message("    %s\n", err.text);
+    if (!strstr(err.text, w1) || !strstr(err.text, w2)) fail_msg("\"%s\" does not say \"%s\" and \"%s\"", err.text, w1, w2);
+    free(path);
+    folder_remove(folder);
+}
+
+static void test_refused_files(void **state) {
+    (void)state;
+    static const float not_a_number[24] = {[13] = NAN}, infinite[6] = {[2] = INFINITY};
+    static const int64_t whole[24] = {0};
+    refused_torch(NULL, (struct torch_tensor){"b_enc", DTYPE_F32, 1, {5}, NULL}, "b_enc", "(5)");
+    refused_torch(NULL, (struct torch_tensor){"W_dec", DTYPE_F32, 2, {4, 6}, NULL}, "W_dec", "(6, 4)");
+    refused_torch(NULL, (struct torch_tensor){"W_dec", DTYPE_F32, 2, {6, 4}, not_a_number}, "W_dec", "nan");
+    refused_torch(NULL, (struct torch_tensor){"threshold", DTYPE_F32, 1, {6}, infinite}, "threshold", "inf");
+    refused_torch(NULL, (struct torch_tensor){"W_enc", DTYPE_I64, 2, {4, 6}, whole}, "W_enc", "I64");
+    refused_torch(NULL, (struct torch_tensor){"b_dec", DTYPE_F32, -1, {0}, NULL}, "b_dec", "missing");
+    refused_torch(NULL, (struct torch_tensor){"W_enc", DTYPE_F32, -1, {0}, NULL}, "layer_1.pt", "configuration");
+    refused_torch("{\"trainer\": {\"dict_class\": \"IdentityDict\"}}", (struct torch_tensor){"b_enc", DTYPE_F32, 1, {6}, NULL},
+                  "dict_class", "IdentityDict");
+    refused_torch("{\"trainer\": 3}", (struct torch_tensor){"b_enc", DTYPE_F32, 1, {6}, NULL}, "trainer", "missing");
+    refused_torch("{\"trainer\": {\"dict_class\": \"AutoEncoder\"}}", (struct torch_tensor){"b_enc", DTYPE_F32, 1, {6}, NULL},
+                  "encoder.weight", "missing");
+    refused_torch("{\"trainer\": {\"dict_class\": \"MatryoshkaBatchTopKSAE\"}}", (struct torch_tensor){"b_enc", DTYPE_F32, 1, {6}, NULL},
+                  "threshold", "one number");
+
+    char *data = NULL; /* truncated anywhere */
+    size_t size;
+    struct error err = {{0}};
+    assert_int_equal(file_read(GOLDEN "dl_topk/ae.pt", 1 << 28, &data, &size, &err), 0);
+    for (size_t cut = 0; cut < size; cut += 397) {
+        char *folder = folder_make(), *path = path_join(folder, "ae.pt");
+        struct sae_host s;
+        FILE *f = fopen(path, "wb");
+        assert_non_null(f);
+        assert_int_equal(fwrite(data, 1, cut, f), cut);
+        fclose(f);
+        write_text(folder, "config.json", "{\"trainer\": {\"dict_class\": \"AutoEncoderTopK\", \"k\": 5}}");
+        assert_int_equal(sae_load(&s, folder, &err), -1);
+        assert_non_null(strstr(err.text, "ae.pt"));
+        free(path);
+        folder_remove(folder);
+    }
+    free(data);
+    refused(GOLDEN "dl_topk/ae.pt", "ae.pt", "config.json", "{\"trainer\": {\"dict_class\": \"AutoEncoderTopK\", \"k\": 6}}", "tensor k",
+            "6");
+}
+
 static int setup(void **state) {
     (void)state;
     dev = test_device(2);
@@ -117,8 +186,9 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sparsify), cmocka_unit_test(test_openmoss),
-                                       cmocka_unit_test(test_saelens),  cmocka_unit_test(test_dictionary_learning),
-                                       cmocka_unit_test(test_files),    cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sparsify),     cmocka_unit_test(test_openmoss),
+                                       cmocka_unit_test(test_saelens),      cmocka_unit_test(test_dictionary_learning),
+                                       cmocka_unit_test(test_files),        cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_refused_files)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

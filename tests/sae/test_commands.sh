@@ -1,5 +1,6 @@
 #!/bin/bash
-# test_convert.sh - convert as a script meets it: exit status, one sentence, what is written and what is not. Ends with `N passed, N failed`.
+# test_commands.sh - convert, encode and info of dictionaries as a script meets them: exit status, one sentence, what is written and what is
+# not. Ends with `N passed, N failed`.
 # Program: $STAGEDIFF, else build/cpu/stagediff.
 cd "$(dirname "$0")/../.." || exit 1
 program=${STAGEDIFF:-build/cpu/stagediff} golden=tests/sae/golden
@@ -55,6 +56,31 @@ expect 2 '--k 7|jumprelu' '--k of a dictionary without one' $program convert $ju
 if [ -w /dev/full ]; then
     expect 2 'cannot be written' 'a full disk' $program convert $topk /dev/full --to mmdiff --force
 fi
+
+info="$program info"
+expect 0 'sparse dictionary, Llama Scope v1|d_sae                  40|activation             jumprelu|saelens, mmdiff' 'info' $info $golden/llama_scope
+expect 0 '"kind":"sae","format":"OpenMOSS (since June 2025)","dims":{"d_in":16,"d_sae":64,"k":5,"layer":2|"problems":[]|no layout' 'info as JSON' $info $golden/openmoss_topk --json
+expect 0 '"hook_in":"blocks.2.ln2.hook_normalized","hook_out":"blocks.2.hook_mlp_out"|a transcoder' 'info of a transcoder' $info $golden/openmoss_transcoder --json
+expect 0 '"format":"OpenMOSS (early 2025)"' 'info, early OpenMOSS' $info $golden/openmoss_early --json
+expect 0 '"format":"SAELens"|"activation":"jumprelu"|"parameters":2256' 'info, SAELens' $info $golden/saelens_gated --json
+expect 0 '"format":"sparsify"|"k":8|"activation":"groupmax"' 'info, sparsify' $info $golden/sparsify_groupmax/layers.3.mlp --json
+expect 0 '"format":"Gemma Scope"|"layer":6' 'info, Gemma Scope' $info $golden/gemma_scope/layer_6/width_16k/average_l0_9 --json
+expect 0 '"format":"dictionary_learning"|"files":["ae.pt"]' 'info, dictionary_learning' $info $golden/dl_matryoshka --json
+expect 0 '"format":"MMDiff"|"k":50|--k gives another' 'info, MMDiff' $info $golden/mmdiff_topk/text-only_layer_3.pt --json
+expect 0 '"format":"Qwen Scope"|"k":5,"layer":7' 'info, Qwen Scope' $info $golden/qwen_scope/SAE-W64-L0_5/layer7.sae.pt --json
+mkdir "$dir/cut" && cp $golden/sparsify_topk/layers.3/cfg.json "$dir/cut" && head -c 3000 $golden/sparsify_topk/layers.3/sae.safetensors >"$dir/cut/sae.safetensors"
+expect 0 '"format":"sparsify"|"k":5|cut short' 'info of a truncated one' $info "$dir/cut" --json
+mkdir "$dir/bare" && cp $golden/llama_scope/hyperparams.json "$dir/bare"
+expect 0 'Llama Scope v1|no weights beside it' 'info without weights' $info "$dir/bare"
+head -c 3000 $golden/mmdiff_topk/text-only_layer_3.pt >"$dir/cut.pt"
+expect 2 'cut.pt|cut short' 'info of a truncated file' $info "$dir/cut.pt"
+expect 2 'no such folder' 'info of nothing' $info "$dir/gone"
+
+encode="$program encode --out $dir/z.safetensors --quiet --tensor x --in"
+expect 0 '' 'encode' $encode $golden/mmdiff_topk/expected.safetensors --sae $golden/mmdiff_topk
+expect 0 '' 'encode with another k' $encode $golden/mmdiff_topk/expected.safetensors --sae $golden/mmdiff_topk --k 3
+expect 0 '"shape":[16,3]' 'that k' head -c 400 "$dir/z.safetensors"
+expect 2 '--k must divide 64' 'a k that groupmax cannot have' $encode $golden/sparsify_groupmax/expected.safetensors --sae $golden/sparsify_groupmax/layers.3.mlp --k 7
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
