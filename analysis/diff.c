@@ -143,7 +143,7 @@ static int vlm_pass(struct diff *d, struct diff_examples *examples, double *thre
         for (int r = 0; r < REGIME_COUNT; r++)
             thresholds[r] = diff_select(d->jobs, d->n_jobs, (enum regime)r, &d->counts, d->c->diff_eps, d->c->diff_percentile);
         struct diff_chosen *chosen = diff_choose(d->jobs, d->n_jobs, d->c->diff_regime, &d->counts, d->c->report_features, &n_chosen);
-        status = diff_examples_run(examples, d->c, d->jobs, chosen, n_chosen, &d->buffers, &m, &d->samples, err);
+        status = diff_examples_run(examples, d->c, d->jobs, chosen, n_chosen, &d->buffers, &m, &d->samples, true, err);
         free(chosen);
     }
     model_close(&m);

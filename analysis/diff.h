@@ -27,13 +27,14 @@ struct diff_origin { /* where a row comes from */
 struct diff_job {
     enum regime regime;
     int layer, d, M, K;
-    double *energy;                         /* (DIFF_GROUPS, M) sums of z^2, unit-decoder, after diff_job_collect */
-    int64_t *fired;                         /* (DIFF_GROUPS, M) tokens */
-    float *norm;                            /* (M) |d_f| */
-    float *decoder_cosine, *encoder_cosine; /* (M) to the base SAE; NaN without one */
-    uint8_t *adapted;                       /* (M) after diff_select */
-    struct diff_top *top;                   /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
-    bool top_of[DIFF_GROUPS];               /* groups whose tokens count for top: image rows and words, unless changed */
+    double *energy;                                      /* (DIFF_GROUPS, M) sums of z^2, unit-decoder, after diff_job_collect */
+    int64_t *fired;                                      /* (DIFF_GROUPS, M) tokens */
+    float *norm;                                         /* (M) |d_f| */
+    float *encoder_norm, *base_norm, *base_encoder_norm; /* (M); those of the base SAE NaN without one */
+    float *decoder_cosine, *encoder_cosine;              /* (M) to the base SAE; NaN without one */
+    uint8_t *adapted;                                    /* (M) after diff_select */
+    struct diff_top *top;                                /* (M, DIFF_TOP), pictures distinct, or NULL: not kept */
+    bool top_of[DIFF_GROUPS];                            /* groups whose tokens count for top: image rows and words, unless changed */
     /* on the device while the job's pass runs */
     struct sae sae;
     double *device_energy;
@@ -120,10 +121,14 @@ struct diff_examples {
     int n_samples;
 };
 int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen,
-                      int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, struct error *err);
+                      int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, bool answers, struct error *err);
 void diff_examples_free(struct diff_examples *e);
 
-/* diff_write.c: all rows in one transaction, in place of those of an earlier run. Sample i is line first + i of the data file s. */
+/* diff_write.c. Rows of samples and examples, inside the caller's transaction. Line i of s becomes
+ * sample first + step * i; what e calls i is line offset + i. */
+int diff_write_examples(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, const struct samples *s, long offset,
+                        long first, long step, const struct diff_examples *e, struct error *err);
+/* All rows in one transaction, in place of those of an earlier run. Sample i is line first + i of the data file s. */
 int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n,
                const double *thresholds, const struct samples *s, long first, const struct diff_examples *e, struct error *err);
 #endif

@@ -131,13 +131,13 @@ static int describe(struct diff_sample *row, const struct model *m, const struct
 }
 
 static int run_batches(struct pass *p, struct model *m, const struct probe *probes, int n_probes, const struct samples *s, int batch,
-                       struct error *err) {
+                       bool answers, struct error *err) {
     struct progress progress;
     int status = 0, total = p->e->n_samples;
     /* borrowed lines, in the order of e->sample */
     struct samples some = {.at = memory_take((size_t)total + 1, sizeof *some.at), .count = (size_t)total, .path = s->path};
     for (int i = 0; i < total; i++) some.at[i] = s->at[p->e->sample[i].index];
-    progress_start(&progress, "diff: examples", "samples", total);
+    progress_start(&progress, "examples", "samples", total);
     for (int first = 0; first < total && status == 0; first += batch) {
         int n = total - first < batch ? total - first : batch;
         struct batch b;
@@ -145,7 +145,7 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
             status = 128 + stop_signal;
             break;
         }
-        status = model_batch(m, &b, &some, (size_t)first, (size_t)n, true, err);
+        status = model_batch(m, &b, &some, (size_t)first, (size_t)n, answers, err);
         if (status) break;
         p->first = first;
         status = model_forward(m, &b, probes, n_probes, NULL, err);
@@ -159,7 +159,7 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
 }
 
 int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen,
-                      int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, struct error *err) {
+                      int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, bool answers, struct error *err) {
     struct pass p = {.e = e, .jobs = jobs, .buffers = b};
     struct probe *probes = memory_take((size_t)m->n_layers + 1, sizeof *probes);
     struct layer_probe *contexts = memory_take((size_t)m->n_layers + 1, sizeof *contexts);
@@ -179,7 +179,7 @@ int diff_examples_run(struct diff_examples *e, const struct run_config *c, struc
         probes[n_probes] = (struct probe){PROBE_RESID_POST, job->layer, observe, &contexts[n_probes]};
         n_probes++;
     }
-    if (status == 0 && e->count) status = run_batches(&p, m, probes, n_probes, s, c->forward_samples, err);
+    if (status == 0 && e->count) status = run_batches(&p, m, probes, n_probes, s, c->forward_samples, answers, err);
     for (int i = 0; i < n_chosen; i++)
         if (jobs[chosen[i].job].sae.dev) diff_job_collect(&jobs[chosen[i].job], b); /* its sums are zero: only the detaching counts */
     free(probes);

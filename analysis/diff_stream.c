@@ -85,13 +85,23 @@ static int cosines(float *out, struct device *dev, const float *a, const float *
     return status;
 }
 
+/* (M) |row|; NaN without rows. */
+static float *row_norms(const float *rows, size_t M, size_t d) {
+    float *norm = memory_take(M, sizeof *norm);
+    for (size_t f = 0; f < M; f++) {
+        double square = rows ? 0 : (double)NAN;
+        for (size_t i = 0; rows && i < d; i++) square += (double)rows[f * d + i] * (double)rows[f * d + i];
+        norm[f] = (float)sqrt(square);
+    }
+    return norm;
+}
+
 int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, int layer, const struct sae_host *tuned,
                   const struct sae_host *base, bool keep_top, struct error *err) {
     size_t M = (size_t)tuned->M, d = (size_t)tuned->d;
     *job = (struct diff_job){.regime = regime, .layer = layer, .d = tuned->d, .M = tuned->M, .K = tuned->K};
     job->energy = memory_take(DIFF_GROUPS * M, sizeof *job->energy);
     job->fired = memory_take(DIFF_GROUPS * M, sizeof *job->fired);
-    job->norm = memory_take(M, sizeof *job->norm);
     job->decoder_cosine = memory_take(M, sizeof *job->decoder_cosine);
     job->encoder_cosine = memory_take(M, sizeof *job->encoder_cosine);
     job->adapted = memory_take(M, 1);
@@ -100,11 +110,8 @@ int diff_job_open(struct diff_job *job, struct device *dev, enum regime regime, 
         job->top = memory_take(M * DIFF_TOP, sizeof *job->top);
         for (size_t i = 0; i < M * DIFF_TOP; i++) job->top[i].sample = -1;
     }
-    for (size_t f = 0; f < M; f++) {
-        double square = 0;
-        for (size_t i = 0; i < d; i++) square += (double)tuned->D[f * d + i] * (double)tuned->D[f * d + i];
-        job->norm[f] = (float)sqrt(square);
-    }
+    job->norm = row_norms(tuned->D, M, d), job->encoder_norm = row_norms(tuned->E, M, d);
+    job->base_norm = row_norms(base ? base->D : NULL, M, d), job->base_encoder_norm = row_norms(base ? base->E : NULL, M, d);
     for (size_t f = 0; f < M && !base; f++) job->decoder_cosine[f] = job->encoder_cosine[f] = NAN;
     if (!base) return 0;
     if (cosines(job->decoder_cosine, dev, tuned->D, base->D, tuned->M, tuned->d, err) ||
@@ -197,7 +204,9 @@ void diff_job_collect(struct diff_job *job, struct diff_buffers *b) {
 }
 
 void diff_job_close(struct diff_job *job) {
-    void *const arrays[] = {job->energy, job->fired, job->norm, job->decoder_cosine, job->encoder_cosine, job->adapted, job->top};
+    void *const arrays[] = {
+        job->energy,         job->fired,          job->norm,    job->encoder_norm, job->base_norm, job->base_encoder_norm,
+        job->decoder_cosine, job->encoder_cosine, job->adapted, job->top};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     if (job->sae.dev) {
         device_free(job->sae.dev, job->device_energy);

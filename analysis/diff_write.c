@@ -38,14 +38,23 @@ static int write_features(sqlite3 *db, const struct diff_job *job, const struct 
     return status;
 }
 
-static int write_examples(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, const struct samples *s, long first,
-                          const struct diff_examples *e, struct error *err) {
+static int write_norms(sqlite3 *db, const struct diff_job *job, int f, struct error *err) {
+    if (!job->base_norm) return 0;
+    return run_db_run(
+        db, err, "INSERT OR REPLACE INTO norms(layer, regime, feature, decoder, encoder, base_decoder, base_encoder) VALUES(?,?,?,?,?,?,?)",
+        "itidddd", (long)job->layer, regime_names[job->regime], (long)f, (double)job->norm[f], (double)job->encoder_norm[f],
+        (double)job->base_norm[f], (double)job->base_encoder_norm[f]);
+}
+
+int diff_write_examples(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, const struct samples *s, long offset,
+                        long first, long step, const struct diff_examples *e, struct error *err) {
     for (int i = 0; i < e->n_samples; i++) {
         const struct diff_sample *row = &e->sample[i];
-        const struct sample *line = &s->at[first + row->index];
+        const struct sample *line = &s->at[offset + row->index];
         if (run_db_run(db, err, "INSERT INTO samples(sample, id, image, question, answer, tokens, kinds, picture) VALUES(?,?,?,?,?,?,?,?)",
-                       "itttttbb", first + row->index, line->id, line->image, line->question ? line->question : line->prompt, line->answer,
-                       row->tokens, (const void *)row->kinds, (size_t)row->n_tokens, (const void *)row->picture, row->picture_bytes))
+                       "itttttbb", first + step * row->index, line->id, line->image, line->question ? line->question : line->prompt,
+                       line->answer, row->tokens, (const void *)row->kinds, (size_t)row->n_tokens, (const void *)row->picture,
+                       row->picture_bytes))
             return -1;
     }
     for (int i = 0; i < e->count; i++) {
@@ -53,10 +62,11 @@ static int write_examples(sqlite3 *db, const struct run_config *c, const struct 
         if (run_db_run(
                 db, err,
                 "INSERT INTO examples(layer, regime, feature, rank, sample, position, kind, value, token_values) VALUES(?,?,?,?,?,?,?,?,?)",
-                "itiiiitdb", (long)jobs[x->job].layer, regime_names[c->diff_regime], (long)x->feature, (long)x->rank, first + x->top.sample,
-                (long)x->top.position, token_kind_names[x->kind], (double)x->top.value, (const void *)x->values,
-                (size_t)x->tokens * sizeof *x->values))
+                "itiiiitdb", (long)jobs[x->job].layer, regime_names[c->diff_regime], (long)x->feature, (long)x->rank,
+                first + step * x->top.sample, (long)x->top.position, token_kind_names[x->kind], (double)x->top.value,
+                (const void *)x->values, (size_t)x->tokens * sizeof *x->values))
             return -1;
+        if (x->rank == 0 && write_norms(db, &jobs[x->job], x->feature, err)) return -1;
     }
     return 0;
 }
@@ -84,10 +94,11 @@ static int write_facts(sqlite3 *db, const struct run_config *c, const struct dif
 int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n,
                const double *thresholds, const struct samples *s, long first, const struct diff_examples *e, struct error *err) {
     if (run_db_exec(db, err, "BEGIN IMMEDIATE")) return -1;
-    int status =
-        run_db_exec(db, err, "DELETE FROM examples; DELETE FROM samples; DELETE FROM features; DELETE FROM facts WHERE stage = 'diff';");
+    int status = run_db_exec(
+        db, err,
+        "DELETE FROM examples; DELETE FROM samples; DELETE FROM norms; DELETE FROM features; DELETE FROM facts WHERE stage = 'diff';");
     for (int j = 0; j < n_jobs && status == 0; j++) status = write_features(db, &jobs[j], n, err);
-    if (status == 0) status = write_examples(db, c, jobs, s, first, e, err);
+    if (status == 0) status = diff_write_examples(db, c, jobs, s, first, first, 1, e, err);
     if (status == 0) status = write_facts(db, c, jobs, n_jobs, n, thresholds, err);
     if (status == 0) status = run_db_exec(db, err, "COMMIT");
     if (status) {

@@ -66,9 +66,11 @@ static void head(struct report *r) {
     html_text(r->out, last_part(r->c->base));
     fputs("</code>, through sparse dictionaries of every layer&rsquo;s residual stream.</p>\n"
           "<nav><a href=\"#reconstruction\">Reconstruction</a><a href=\"#adapted\">Adapted features</a><a href=\"#features\">Feature by "
-          "feature</a>"
-          "<a href=\"#run\">This run</a><a href=\"#glossary\">Glossary</a></nav>\n</header>\n",
+          "feature</a>",
           r->out);
+    if (run_db_count(r->db, "SELECT count(*) FROM tasks")) fputs("<a href=\"#tasks\">Task features</a>", r->out);
+    if (run_db_count(r->db, "SELECT count(*) FROM evaluations")) fputs("<a href=\"#evaluations\">Answers</a>", r->out);
+    fputs("<a href=\"#run\">This run</a><a href=\"#glossary\">Glossary</a></nav>\n</header>\n", r->out);
     tiles(r);
     int n = run_summary_sentences(&r->summary, sentences);
     fputs("<ul class=\"findings\">\n", r->out);
@@ -154,6 +156,9 @@ static const char *const glossary[][2] = {
                                     "begin-of-sequence token is never used."},
     {"Random start",
      "The same training on all tokens from random unit directions instead of the base dictionary: what training alone gives."},
+    {"Odds ratio",
+     "Of firing on a token of the target set to firing on one of the general set. Infinite when a feature never fires on the latter."},
+    {"Neutral prompts", "Prompts without the task's words, put to a feature's strongest pictures in place of the question."},
     {"Patch", "The square of the picture that one image row of the language model's input came from."},
 };
 
@@ -191,7 +196,8 @@ int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, st
     if (file_writer_open(&w, path, err)) goto no_file;
     r.out = w.stream;
     head(&r);
-    if (report_reconstruction(&r, err) || report_adapted(&r, err) || report_features(&r, err) || report_provenance(&r, err))
+    if (report_reconstruction(&r, err) || report_adapted(&r, err) || report_features(&r, err) || report_tasks(&r, err) ||
+        report_evaluations(&r, err) || report_provenance(&r, err))
         file_writer_abort(&w);
     else
         status = file_writer_commit(&w, err);

@@ -34,9 +34,14 @@ int figure_open(struct figure *f, struct report *r, int width, int height, struc
 int figure_close(struct figure *f, struct report *r, const char *description, struct error *err); /* draws; frees f in any case */
 void figure_abort(struct figure *f);
 
-/* report_figures.c, report_features.c: sections */
+/* report_figures.c, report_features.c, report_tasks.c: sections; those of stages that did not run write nothing */
 int report_reconstruction(struct report *r, struct error *err);
 int report_adapted(struct report *r, struct error *err);
 int report_features(struct report *r, struct error *err);
+/* One feature with its examples; the tasks that it fires for, by token kind (report_tasks.c). */
+int report_card(struct report *r, int layer, int feature, struct error *err);
+int report_feature_tasks(struct report *r, int layer, int feature, struct error *err);
+int report_tasks(struct report *r, struct error *err);
+int report_evaluations(struct report *r, struct error *err);
 int report_provenance(struct report *r, struct error *err);
 #endif

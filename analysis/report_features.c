@@ -158,23 +158,48 @@ static void stat_cell(FILE *out, const char *name, double value) {
     fputs("</b></span>", out);
 }
 
-static int card(struct report *r, sqlite3_stmt *q, struct error *err) {
-    int layer = sqlite3_column_int(q, 0), feature = sqlite3_column_int(q, 1);
-    double energy_image = sqlite3_column_double(q, 2), energy_text = sqlite3_column_double(q, 3);
+/* Norms of its rows, base to tuned. */
+static int norms(struct report *r, int layer, int feature, struct error *err) {
+    sqlite3_stmt *q = NULL;
+    if (run_db_prepare(r->db, &q, err,
+                       "SELECT base_decoder, decoder, base_encoder, encoder FROM norms WHERE regime = ? AND layer = ? AND feature = ?",
+                       "tii", r->summary.diff_regime, (long)layer, (long)feature))
+        return -1;
+    if (sqlite3_step(q) == SQLITE_ROW && sqlite3_column_type(q, 0) != SQLITE_NULL)
+        fprintf(r->out, "<span>norms, base to tuned: decoder <b>%.3f &rarr; %.3f</b>, encoder <b>%.3f &rarr; %.3f</b></span>",
+                sqlite3_column_double(q, 0), sqlite3_column_double(q, 1), sqlite3_column_double(q, 2), sqlite3_column_double(q, 3));
+    sqlite3_finalize(q);
+    return 0;
+}
+
+int report_card(struct report *r, int layer, int feature, struct error *err) {
+    sqlite3_stmt *q = NULL;
+    if (run_db_prepare(r->db, &q, err,
+                       "SELECT energy_image, energy_text, decoder_cosine, encoder_cosine, fire_patches, fire_words, fire_text FROM features"
+                       " WHERE regime = ? AND layer = ? AND feature = ?",
+                       "tii", r->summary.diff_regime, (long)layer, (long)feature))
+        return -1;
     fprintf(r->out, "<section class=\"feature\"><h3>Layer %d &middot; feature %d</h3><div class=\"stats\">", layer, feature);
-    stat_cell(r->out, "E<sub>v</sub>", energy_image);
-    stat_cell(r->out, "E<sub>t</sub>", energy_text);
-    if (energy_text > 0)
-        fprintf(r->out, "<span>log<sub>10</sub> E<sub>v</sub>/E<sub>t</sub> <b>%+.2f</b></span>", log10(energy_image / energy_text));
-    else
-        fputs("<span>silent on the base LLM</span>", r->out);
-    stat_cell(r->out, "decoder cosine", sqlite3_column_double(q, 4));
-    stat_cell(r->out, "encoder cosine", sqlite3_column_double(q, 5));
-    fprintf(r->out,
-            "<span>fires on <b>%.1f&thinsp;%%</b> of patches, <b>%.1f&thinsp;%%</b> of words, <b>%.1f&thinsp;%%</b> of the base "
-            "LLM&rsquo;s tokens</span></div>\n",
-            100 * sqlite3_column_double(q, 6), 100 * sqlite3_column_double(q, 7), 100 * sqlite3_column_double(q, 8));
-    int status = examples(r, layer, feature, err);
+    if (sqlite3_step(q) == SQLITE_ROW) {
+        double energy_image = sqlite3_column_double(q, 0), energy_text = sqlite3_column_double(q, 1);
+        stat_cell(r->out, "E<sub>v</sub>", energy_image);
+        stat_cell(r->out, "E<sub>t</sub>", energy_text);
+        if (energy_text > 0)
+            fprintf(r->out, "<span>log<sub>10</sub> E<sub>v</sub>/E<sub>t</sub> <b>%+.2f</b></span>", log10(energy_image / energy_text));
+        else
+            fputs("<span>silent on the base LLM</span>", r->out);
+        stat_cell(r->out, "decoder cosine", sqlite3_column_double(q, 2));
+        stat_cell(r->out, "encoder cosine", sqlite3_column_double(q, 3));
+        fprintf(r->out,
+                "<span>fires on <b>%.1f&thinsp;%%</b> of patches, <b>%.1f&thinsp;%%</b> of words, <b>%.1f&thinsp;%%</b> of the base "
+                "LLM&rsquo;s tokens</span>",
+                100 * sqlite3_column_double(q, 4), 100 * sqlite3_column_double(q, 5), 100 * sqlite3_column_double(q, 6));
+    }
+    sqlite3_finalize(q);
+    int status = norms(r, layer, feature, err);
+    fputs("</div>\n", r->out);
+    if (status == 0) status = report_feature_tasks(r, layer, feature, err);
+    if (status == 0) status = examples(r, layer, feature, err);
     fputs("</section>\n", r->out);
     return status;
 }
@@ -184,16 +209,15 @@ static int cards(struct report *r, bool patches, int *shown, struct error *err) 
     sqlite3_stmt *q = NULL;
     char sql[512];
     int status = 0;
-    snprintf(sql, sizeof sql,
-             "SELECT f.layer, f.feature, f.energy_image, f.energy_text, f.decoder_cosine, f.encoder_cosine, f.fire_patches, f.fire_words, "
-             "f.fire_text FROM examples e"
-             " JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
-             " WHERE e.regime = ? AND e.rank = 0 AND (e.kind = 'image') = ? ORDER BY f.%s DESC, f.layer, f.feature",
-             patches ? "energy_patches" : "energy_words");
+    snprintf(
+        sql, sizeof sql,
+        "SELECT f.layer, f.feature FROM examples e JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
+        " WHERE e.regime = ? AND e.rank = 0 AND e.sample >= 0 AND (e.kind = 'image') = ? ORDER BY f.%s DESC, f.layer, f.feature",
+        patches ? "energy_patches" : "energy_words");
     if (run_db_prepare(r->db, &q, err, sql, "ti", r->summary.diff_regime, (long)patches)) return -1;
     for (; status == 0 && sqlite3_step(q) == SQLITE_ROW; ++*shown) {
         if (*shown == 0) fprintf(r->out, "<h3 class=\"part\">%s</h3>\n", patches ? "Strongest in the picture" : "Strongest on words");
-        status = card(r, q, err);
+        status = report_card(r, sqlite3_column_int(q, 0), sqlite3_column_int(q, 1), err);
     }
     sqlite3_finalize(q);
     return status;

@@ -57,7 +57,8 @@ void html_number(FILE *out, double x) {
     else if (x == 0)
         fputs("0", out);
     else if (fabs(x) < 0.001)
-        fprintf(out, "%.1f&middot;10<sup>&minus;%d</sup>", x * pow(10, ceil(-log10(fabs(x)))), (int)ceil(-log10(fabs(x))));
+        fprintf(out, "%.1f&middot;10<sup>&minus;%d</sup>", copysign(pow(10, log10(fabs(x)) + ceil(-log10(fabs(x)))), x),
+                (int)ceil(-log10(fabs(x))));
     else if (fabs(x) < 1)
         fprintf(out, "%.3f", x);
     else if (fabs(x) < 100)

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEMA_VERSION 3 /* later ones add tables; an older file gets them when it is opened */
+#define SCHEMA_VERSION 4 /* later ones add tables; an older file gets them when it is opened */
 #define STRING_OF(x)   STRING_OF_(x)
 #define STRING_OF_(x)  #x
 
@@ -41,6 +41,10 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS answers("
     " name TEXT NOT NULL, sample INTEGER NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL, score REAL, p_yes REAL,"
     " PRIMARY KEY(name, sample)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS norms("
+    " layer INTEGER NOT NULL, regime TEXT NOT NULL, feature INTEGER NOT NULL, decoder REAL, encoder REAL, base_decoder REAL, base_encoder "
+    "REAL,"
+    " PRIMARY KEY(layer, regime, feature)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS tasks("
     " task TEXT PRIMARY KEY, tokens_target INTEGER NOT NULL, tokens_general INTEGER NOT NULL, min_odds_ratio REAL NOT NULL,"
     " min_difference REAL NOT NULL, target_image INTEGER NOT NULL, target_template INTEGER NOT NULL, target_question INTEGER NOT NULL,"

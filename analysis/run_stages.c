@@ -119,7 +119,7 @@ void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_in
         mix_datasets(&h, c, (enum run_stage_index)s);
         json_decref(settings);
     }
-    if (stage == RUN_DIFF) /* the number of pages decides which examples are kept */
+    if (stage == RUN_DIFF || stage == RUN_SELECT) /* the number of pages decides which examples are kept */
         mix_json(&h, json_object_get(json_object_get(c->resolved, "report"), "features"));
     snprintf(hash, 17, "%016llx", (unsigned long long)h);
 }

@@ -2,6 +2,7 @@
  * general set (prompts alone, no answers); then the statistics, the prompt filter, rows in run.db. See select.h. */
 #include "analysis/select.h"
 #include "analysis/ring.h"
+#include "analysis/summary.h"
 #include "host/file.h"
 #include "host/progress.h"
 #include <math.h>
@@ -19,9 +20,15 @@ struct selection {
 };
 
 static int open_layer(struct selection *s, struct select_layer *l, int layer, struct error *err) {
-    struct sae_host tuned;
+    struct sae_host tuned, base = {0};
     if (diff_load(&tuned, s->c, s->c->diff_regime, layer, s->m.d_model, err)) return -1;
-    int status = diff_job_open(&l->job, s->dev, s->c->diff_regime, layer, &tuned, NULL, true, err);
+    /* a random start of its own size has no counterpart */
+    const bool alone = !s->c->saes || (s->c->diff_regime == REGIME_RANDOM && s->c->features > 0);
+    int status = alone ? 0 : diff_load_base(&base, s->c, layer, &tuned, err);
+    if (status == 0) {
+        status = diff_job_open(&l->job, s->dev, s->c->diff_regime, layer, &tuned, alone ? NULL : &base, true, err);
+        sae_host_free(&base);
+    }
     sae_host_free(&tuned);
     if (status) return -1;
     const size_t M = (size_t)l->job.M;
@@ -112,6 +119,32 @@ static int count(struct selection *s, struct select_task *t, int set, const stru
     return status;
 }
 
+/* Examples of the task's features that gain most firing, for the report; those that have some from `diff` or another task keep them. Lines
+ * of a target set are numbered downwards from -1 in `samples`. */
+static int keep_examples(struct selection *s, const struct select_task *t, const struct samples *target, sqlite3 *db, struct error *err) {
+    const int wanted = task_cards(s->c);
+    struct diff_chosen *chosen = memory_take((size_t)wanted + 1, sizeof *chosen);
+    struct diff_examples examples = {0};
+    sqlite3_stmt *q = NULL;
+    int n = 0;
+    int status = task_strongest(&q, db, t->c->task, regime_names[s->c->diff_regime], wanted, err);
+    while (status == 0 && sqlite3_step(q) == SQLITE_ROW) {
+        if (sqlite3_column_int(q, 2)) continue; /* has examples */
+        chosen[n].feature = sqlite3_column_int(q, 1);
+        while (s->layers[chosen[n].job].job.layer != sqlite3_column_int(q, 0)) chosen[n].job++;
+        n++;
+    }
+    sqlite3_finalize(q);
+    for (int i = 0; i < s->n_layers; i++) s->jobs[i] = s->layers[i].job;
+    if (status == 0 && n) status = diff_examples_run(&examples, s->c, s->jobs, chosen, n, &s->buffers, &s->m, target, false, err);
+    const long first = run_db_count(db, "SELECT min(coalesce(min(sample), 0), 0) - 1 FROM samples");
+    if (status == 0 && n) status = diff_write_examples(db, s->c, s->jobs, target, 0, first, -1, &examples, err);
+    diff_examples_free(&examples);
+    memset(s->jobs, 0, (size_t)s->n_layers * sizeof *s->jobs);
+    free(chosen);
+    return status;
+}
+
 /* What an earlier task left in the arrays is forgotten. */
 static void reset(struct selection *s) {
     for (int i = 0; i < s->n_layers; i++) {
@@ -143,6 +176,7 @@ static int run_task(struct selection *s, struct select_task *t, bool same_genera
         if (t->c->prompts) status = select_prompts(t, s->layers, s->n_layers, &s->buffers, &s->m, s->c, &target, err);
     }
     if (status == 0) status = select_write(db, t, s->layers, s->n_layers, err);
+    if (status == 0) status = keep_examples(s, t, &target, db, err);
     for (int i = 0; i < s->n_layers && status == 0; i++)
         for (int f = 0; f < s->layers[i].job.M; f++) {
             const struct select_layer *l = &s->layers[i];
@@ -168,6 +202,7 @@ int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, st
     if (status == 0) status = open_all(&s, db, err);
     if (status == 0) status = run_db_exec(db, err, "BEGIN IMMEDIATE");
     const bool begun = status == 0;
+    if (status == 0) status = run_db_exec(db, err, "DELETE FROM examples WHERE sample < 0; DELETE FROM samples WHERE sample < 0;");
     if (status == 0) status = run_db_exec(db, err, "DELETE FROM task_rows; DELETE FROM tasks; DELETE FROM facts WHERE stage = 'select';");
     for (int i = 0; i < c->n_select && status == 0; i++) {
         const json_t *all = json_object_get(c->resolved, "select");

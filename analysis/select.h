@@ -45,4 +45,7 @@ struct task_feature {
 /* The features of a task in run.db by layer and index: selected, adapted and not refused by the prompt filter. *at malloced. No such task
  * is an error that names those there are. */
 int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *task, struct error *err);
+/* Those of them that gain most firing, for the report: rows of layer, feature, has examples. The caller finalizes q. */
+int task_strongest(sqlite3_stmt **q, sqlite3 *db, const char *task, const char *regime, int n, struct error *err);
+int task_cards(const struct run_config *c); /* how many a task shows: a third of report.features */
 #endif

@@ -86,3 +86,15 @@ int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *tas
     sqlite3_finalize(q);
     return 0;
 }
+
+int task_cards(const struct run_config *c) { return (c->report_features + 2) / 3; }
+
+int task_strongest(sqlite3_stmt **q, sqlite3 *db, const char *task, const char *regime, int n, struct error *err) {
+    return run_db_prepare(
+        db, q, err,
+        "SELECT t.layer, t.feature, EXISTS(SELECT 1 FROM examples e WHERE e.layer = t.layer AND e.feature = t.feature AND"
+        " e.regime = ?2) FROM task_features t WHERE t.task = ?1 AND t.selected AND t.adapted AND coalesce(t.prompt_invariant, 1)"
+        " ORDER BY 1.0 * t.fired_target / t.tokens_target - 1.0 * t.fired_general / t.tokens_general DESC, t.layer, t.feature"
+        " LIMIT ?3",
+        "tti", task, regime, (long)n);
+}

@@ -219,7 +219,7 @@ static void print_top_features(FILE *out, const struct run_summary *s, sqlite3 *
                        "SELECT e.layer, e.feature, f.energy_image, f.energy_text, f.decoder_cosine, e.kind, f.fire_patches, f.fire_words "
                        "FROM examples e"
                        " JOIN features f ON f.layer = e.layer AND f.feature = e.feature AND f.regime = e.regime"
-                       " WHERE e.regime = ?1 AND e.rank = 0 AND f.adapted ORDER BY f.energy_image DESC LIMIT 6",
+                       " WHERE e.regime = ?1 AND e.rank = 0 AND e.sample >= 0 AND f.adapted ORDER BY f.energy_image DESC LIMIT 6",
                        "t", s->diff_regime))
         return;
     bool first = true;

@@ -129,6 +129,25 @@ static inline int synthetic_features(sqlite3 *db, const struct synthetic *s, con
     return 0;
 }
 
+/* One task whose features are the adapted ones of even index, and two evaluations. */
+static inline int synthetic_task(sqlite3 *db, const char *name, struct error *err) {
+    return run_db_run(db, err, "INSERT INTO tasks VALUES(?,1000,2000,3,0.05,0,600,400,0,1200,800)", "t", name) ||
+                   run_db_run(
+                       db, err,
+                       "INSERT INTO task_rows SELECT ?, layer, feature, CASE WHEN adapted THEN 300 + feature % 7 ELSE feature % 5 END,"
+                       " feature % 3, CASE WHEN feature % 3 = 0 AND feature % 5 = 0 THEN NULL WHEN feature % 3 = 0 THEN 1e9 ELSE 0.1 * (1 "
+                       "+ "
+                       "feature % 90) END, 0, -0.5 * (feature % 800), 0, adapted, adapted, CASE WHEN adapted THEN feature % 2 = 0 END, 1, "
+                       "2, 3, 4, 5, 6 FROM features WHERE regime = 'text'",
+                       "t", name) ||
+                   run_db_exec(
+                       db, err,
+                       "INSERT INTO scores VALUES('VSR <test>', 'vsr', 'all', 'all', 600, 590), ('VSR <test>', 'vsr', 'all', 'left of', "
+                       "100, 99), ('VQA', 'vqa', 'all', 'all', 1200, 1100.3), ('VQA', 'vqa', 'spatial', 'yes/no', 200, 190)")
+               ? -1
+               : 0;
+}
+
 /* Fills an opened run.db. */
 static inline int synthetic_fill(sqlite3 *db, const struct synthetic *s, struct error *err) {
     uint8_t kinds[128];

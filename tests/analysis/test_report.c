@@ -81,6 +81,42 @@ static void test_sections(void **state) {
     sqlite3_close(db);
 }
 
+static void test_tasks(void **state) {
+    (void)state;
+    struct error err = {""};
+    sqlite3 *db = open_synthetic(&(struct synthetic){4, 512, 8});
+    if (synthetic_task(db, "left & <right>", &err)) fail_msg("%s", err.text);
+    assert_int_equal(
+        run_db_exec(db, &err, "INSERT INTO norms SELECT layer, 'text', feature, 1, 1.25, 1, 0.75 FROM features WHERE regime = 'text'"), 0);
+    long kept = run_db_count(db, "SELECT count(*) FROM task_features WHERE selected AND adapted AND prompt_invariant"),
+         selected = run_db_count(db, "SELECT count(*) FROM task_features WHERE selected");
+    char *html = report_text(db), says[128];
+    snprintf(says, sizeof says, "%ld features are selected, %ld of them are adapted, and %ld of those", selected, selected, kept);
+    const char *const expected[] = {says,
+                                    "id=\"tasks\"",
+                                    "href=\"#tasks\"",
+                                    "left &amp; &lt;right&gt;",
+                                    "Volcano plot",
+                                    "id=\"evaluations\"",
+                                    "VSR &lt;test&gt;",
+                                    "98.3&thinsp;%",
+                                    "yes/no",
+                                    "91.7&thinsp;%",
+                                    "encoder <b>0.750 &rarr; 1.250</b>",
+                                    "template <b>0.3&thinsp;%</b>, <b>0.4&thinsp;%</b>",
+                                    "&infin;"};
+    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
+        if (!strstr(html, expected[i])) fail_msg("the report lacks %s", expected[i]);
+    assert_null(strstr(html, "<right>"));
+    assert_null(strstr(html, "<test>"));
+    assert_true(kept >= 2 && kept < selected);
+    assert_int_equal(occurrences(html, "<section class=\"feature\">"), 6 + 2); /* report.features 6: two cards a task */
+    assert_int_equal(occurrences(html, "<div"), occurrences(html, "</div>"));
+    assert_int_equal(occurrences(html, "<table>"), occurrences(html, "</table>"));
+    free(html);
+    sqlite3_close(db);
+}
+
 /* Ids are unique and every reference finds its target. */
 static void test_ids(void **state) {
     (void)state;
@@ -189,6 +225,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_html_pieces),    cmocka_unit_test(test_empty_run),  cmocka_unit_test(test_ids),
         cmocka_unit_test(test_subset_says_so), cmocka_unit_test(test_no_gnuplot), cmocka_unit_test(test_sections),
+        cmocka_unit_test(test_tasks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

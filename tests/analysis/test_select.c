@@ -255,6 +255,17 @@ static void the_stage_equals_a_plain_computation(void **state) {
         integer(s.db, "SELECT count(*) FROM task_features WHERE task = 'b' AND (selected OR prompt_invariant IS NOT NULL) AND ?1 = ?2", 1,
                 1),
         0);
+    /* the cards' examples: values at every token of the prompt, lines numbered downwards */
+    assert_true(integer(s.db, "SELECT count(*) FROM samples WHERE sample < 0 AND sample >= -7 AND picture IS NOT NULL AND ?1 = ?2", 1, 1) >
+                0);
+    assert_int_equal(integer(s.db, "SELECT count(*) FROM samples WHERE sample >= 0 AND ?1 = ?2", 1, 1), 0);
+    assert_int_equal(integer(s.db, "SELECT count(DISTINCT layer * 1000 + feature) FROM examples WHERE ?1 = ?2", 1, 1),
+                     6); /* all of task a */
+    assert_int_equal(
+        integer(s.db,
+                "SELECT count(*) FROM examples JOIN samples USING(sample) WHERE length(token_values) <> 4 * length(kinds) AND ?1 = ?2", 1,
+                1),
+        0);
     struct task_feature *at;
     int n;
     if (task_features(&at, &n, s.db, "a", &err)) die(&err);
