@@ -139,6 +139,10 @@ test: deps ## every test: cpu, the CUDA kernels through the SIMT layer (plain, A
 	$(if $(NVCC),@$(MAKE) --no-print-directory -s -j$(JOBS) cuda,@echo "no nvcc here: the cuda build is not compiled")
 	@tests/run.sh $(TEST_CPU) $(TEST_SIM) $(TEST_ASAN) $(TEST_CHECK) $(TEST_SCRIPTS)
 
+test-real: deps ## a trained model, random architectures, tokenizers and pictures beside PyTorch (downloads; $$PYTHON or build/real/venv)
+	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
+	tools/test_real.sh $(B)/cpu/stagediff
+
 $(B)/cpu/tools/gpu_bundle/compare: $(B)/cpu/tools/gpu_bundle/compare.o $(B)/cpu/tests/e2e/relative_rms.o $(B)/cpu/libhost.a
 	$(CXX) $^ $(LIBS) -o $@
 

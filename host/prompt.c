@@ -52,6 +52,8 @@ templates[] = {
 };
 enum { N_TEMPLATES = sizeof templates / sizeof *templates };
 
+const char *prompt_template_name(enum prompt_template t) { return templates[t].name; }
+
 int prompt_template_named(enum prompt_template *t, const char *name, struct error *err) {
     for (int i = TEMPLATE_NONE + 1; i < N_TEMPLATES; i++)
         if (!strcmp(name, templates[i].name)) {

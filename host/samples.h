@@ -44,6 +44,7 @@ enum prompt_template {
 };
 #define TEMPLATE_NAMES "llama_3_1, vicuna_v1, plain, llama3, llava_1_5, chatml, smollm2"
 int prompt_template_named(enum prompt_template *t, const char *name, struct error *err); /* --template NAME */
+const char *prompt_template_name(enum prompt_template t);                                /* NULL: none */
 /* One sample as tokens. ids holds IMAGE_TOKEN once per image row (n_image_rows of them per picture). */
 struct prompt {
     int *ids;

@@ -114,7 +114,6 @@ static void note_tower(struct info *info, const struct checkpoint *c) {
 }
 
 static void note_text(struct info *info, const struct checkpoint *c) {
-    static const char *const names[] = {"", "llama_3_1", "vicuna_v1", "plain", "llama3"};
     struct tokenizer *tokenizer = NULL;
     enum prompt_template t;
     struct error err;
@@ -124,7 +123,7 @@ static void note_text(struct info *info, const struct checkpoint *c) {
     else if (prompt_template_of(&t, tokenizer, c->config.layout == LAYOUT_LLAVA, &err))
         note(info, "questions: %s", err.text);
     else
-        note(info, "questions are asked in the template %s", names[t]);
+        note(info, "questions are asked in the template %s", prompt_template_name(t));
     tokenizer_close(tokenizer);
 }
 

@@ -1,0 +1,28 @@
+#!/bin/sh
+# test_real.sh STAGEDIFF [SIM] - checks on real models and real libraries that are too large for every commit: a trained LLaMA, random architectures in
+# every folder layout, tokenizers, pictures. PYTHON names an interpreter that has tools/requirements.txt; without it build/real/venv is made.
+set -u
+program=$1 sim=${2:-} here=$(cd "$(dirname "$0")" && pwd) work=build/real bad=0
+mkdir -p $work
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=$work/venv/bin/python
+    if [ ! -e $work/venv/ready ]; then
+        python3 -m venv $work/venv && "$PYTHON" -m pip install -q -r "$here/requirements.txt" || exit 1
+        touch $work/venv/ready
+    fi
+fi
+check() { # title, script, arguments
+    echo "== $1"
+    shift
+    if [ -e "$1" ]; then "$PYTHON" "$@" || bad=1; else echo "skipped: $1 is not here"; fi
+}
+check 'a trained model: SmolLM2-135M' "$here/test_real.py" "$program" $work
+if [ -n "$sim" ]; then
+    check 'random architectures, every layout; CUDA kernels through the SIMT layer' "$here/test_models.py" "$program" --sim "$sim"
+else
+    check 'random architectures, every layout' "$here/test_models.py" "$program"
+fi
+check 'tokenizers' "$here/test_tokenizers.py" "$program" --model $work/smollm2
+check 'pictures' "$here/test_images.py" "$program"
+[ $bad = 0 ] && echo 'test-real: all passed' || echo 'test-real: something failed, see above'
+exit $bad
