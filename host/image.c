@@ -14,6 +14,7 @@
 #define MAX_FILE ((size_t)1 << 30)
 /* Pillow refuses more pixels than this as a decompression bomb. */
 #define MAX_PIXELS 178956970u
+enum { MAX_SCANS = 500 };
 
 /* Checked before anything of the picture's size is allocated. ratio: pixels that one byte of the file can hold at most. */
 static int allocate(struct image *image, const char *path, unsigned long width, unsigned long height, size_t file_bytes, size_t ratio,
@@ -33,6 +34,7 @@ static int allocate(struct image *image, const char *path, unsigned long width, 
 struct jpeg_state {
     struct jpeg_error_mgr errors; /* first: libjpeg hands it back */
     struct jpeg_source_mgr source;
+    struct jpeg_progress_mgr progress;
     jmp_buf escape;
     char why[JMSG_LENGTH_MAX];
     uint8_t *row;
@@ -41,6 +43,14 @@ struct jpeg_state {
 static void jpeg_on_error(j_common_ptr info) {
     struct jpeg_state *s = (struct jpeg_state *)info->err;
     info->err->format_message(info, s->why);
+    longjmp(s->escape, 1);
+}
+
+/* Each scan of a progressive picture walks all of it: a file of a few kilobytes could keep us busy for hours. Real ones have ten. */
+static void jpeg_count_scans(j_common_ptr info) {
+    struct jpeg_state *s = (struct jpeg_state *)info->err;
+    if (((j_decompress_ptr)info)->input_scan_number <= MAX_SCANS) return;
+    snprintf(s->why, sizeof s->why, "it has more than %d scans", MAX_SCANS);
     longjmp(s->escape, 1);
 }
 
@@ -97,6 +107,8 @@ static int jpeg_guarded(struct image *image, struct jpeg_decompress_struct *info
     s->source =
         (struct jpeg_source_mgr){(const JOCTET *)data, bytes, jpeg_nothing, jpeg_no_more, jpeg_skip, jpeg_resync_to_restart, jpeg_nothing};
     info->src = &s->source;
+    s->progress.progress_monitor = jpeg_count_scans;
+    info->progress = &s->progress;
     return jpeg_read(image, info, s, path, bytes, err);
 }
 

@@ -132,6 +132,33 @@ static void test_bombs(void **state) {
     unlink(path);
 }
 
+/* A progressive picture whose first scan comes 600 times: each would be a walk over the whole picture. */
+static void test_scans(void **state) {
+    (void)state;
+    struct error err = {""};
+    struct image image;
+    char *data, path[] = "/tmp/stagediff_scans_XXXXXX";
+    size_t size, from = 0, to;
+    assert_int_equal(file_read(GOLDEN "pictures/progressive.jpg", 1 << 20, &data, &size, &err), 0);
+    while (memcmp(data + from, "\xff\xda", 2) != 0) from++;
+    for (to = from + 2; data[to] != '\xff' || data[to + 1] == 0; to++) continue; /* the next marker */
+    for (int copies = 1; copies <= 600; copies += 599) {
+        int fd = mkstemp(path);
+        FILE *f = fdopen(fd, "wb");
+        fwrite(data, 1, from, f);
+        for (int i = 0; i < copies; i++) fwrite(data + from, 1, to - from, f);
+        fwrite(data + to, 1, size - to, f);
+        fclose(f);
+        const int status = image_open(&image, path, &err);
+        unlink(path);
+        strcpy(path + sizeof path - 7, "XXXXXX");
+        assert_int_equal(status, copies == 1 ? 0 : -1);
+        if (!status) image_free(&image);
+    }
+    assert_non_null(strstr(err.text, "more than 500 scans"));
+    free(data);
+}
+
 static void test_png_back(void **state) {
     (void)state;
     struct error err = {""};
@@ -229,8 +256,8 @@ static void test_long_picture(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pictures), cmocka_unit_test(test_truncated),
-                                       cmocka_unit_test(test_bombs),    cmocka_unit_test(test_png_back),
-                                       cmocka_unit_test(test_settings), cmocka_unit_test(test_long_picture)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_pictures), cmocka_unit_test(test_truncated), cmocka_unit_test(test_bombs),       cmocka_unit_test(test_scans),
+        cmocka_unit_test(test_png_back), cmocka_unit_test(test_settings),  cmocka_unit_test(test_long_picture)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
