@@ -1,17 +1,16 @@
 /* edit.c - a checked list of edits at work (edit.h): probes at the places that edits may change. A first probe, at hook_embed, picks
  * the rows of the batch that each edit names; the others go through the list. Dictionaries are run on the chosen rows alone. */
 #include "analysis/edit.h"
+#include "analysis/codes.h"
 #include "host/file.h"
-#include "kernels/activation.h"
 #include "kernels/check.h"
 #include "kernels/edit.h"
-#include "models/arena.h"
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/sae_ops.h"
 
-enum { CHUNK = 1024, JUMPRELU_SLOTS = 128, PROBES = 5 };
+enum { PROBES = 5 };
 
 struct selection { /* rows that some edits name */
     unsigned kinds;
@@ -26,16 +25,15 @@ struct applied { /* one edit on the device */
     float *vector;        /* project_out: (C) unit; add: (C) times scale; head: (L, H*D) means or NULL */
     int *list;            /* heads, or features by their place in the code */
     float *D;             /* (n_features, C) decoder rows */
-    struct sae *sae, own; /* sae: own, or shared with other edits */
+    struct sae *sae, own; /* sae: own, or the list's */
 };
 struct edits {
     struct device *dev;
     int C, H, D, n, n_selections;
     struct applied *at;           /* (n) */
     struct selection *selections; /* (n_selections) */
-    struct sae *shared;           /* (of the list): whole dictionaries, dev NULL where no edit needs it */
-    int n_shared;
-    struct buffer index, work;
+    struct buffer index;
+    struct codes codes;
 };
 
 /* ---- which rows ---- */
@@ -74,60 +72,18 @@ static int begin(void *context, struct device *dev, int layer, void *x, int rows
 }
 
 /* ---- dictionaries ---- */
-struct codes {     /* of up to CHUNK chosen rows, placed in edits.work */
-    act_t *x;      /* (CHUNK, C) the rows */
-    real_t *x_hat; /* (CHUNK, C) */
-    real_t *c;     /* (CHUNK, F) */
-    int *indices, *counts, K;
-    real_t *values; /* (CHUNK, K) */
-};
-
-static int take_codes(struct edits *s, struct codes *w, int K, int F, struct error *err) {
-    const size_t rows = CHUNK, C = (size_t)s->C;
-    for (int placing = 0; placing < 2; placing++) {
-        struct arena a = {.base = placing ? s->work.data : NULL};
-        w->x = arena_acts(&a, rows, C);
-        w->x_hat = arena_take(&a, rows * C * sizeof(real_t));
-        w->c = arena_take(&a, rows * (size_t)F * sizeof(real_t));
-        w->indices = arena_take(&a, rows * (size_t)K * sizeof(int));
-        w->values = arena_take(&a, rows * (size_t)K * sizeof(real_t));
-        w->counts = arena_take(&a, rows * sizeof(int));
-        if (!placing && buffer_reserve(&s->work, s->dev, a.used, "the codes of edited rows", err)) return -1;
-    }
-    w->K = K;
-    return 0;
-}
-
-/* Codes of rows[0 .. n). A JumpReLU row may have more active features than there are slots: then once more with enough. */
-static int encode(struct edits *s, struct codes *w, struct sae *sae, const act_t *y, const int *rows, int n, int F, struct error *err) {
-    int counts[CHUNK], most = 0;
-    gather_rows(s->dev, w->x, y, rows, n, s->C);
-    sae_encode(sae, w->indices, w->values, w->counts, w->x, n, w->K);
-    if (sae_fixed_k(sae->activation) || w->K == sae->M) return 0;
-    device_download(s->dev, counts, w->counts, (size_t)n * sizeof *counts);
-    for (int i = 0; i < n; i++) most = counts[i] > most ? counts[i] : most;
-    if (most <= w->K) return 0;
-    if (take_codes(s, w, most, F, err)) return -1;
-    gather_rows(s->dev, w->x, y, rows, n, s->C);
-    sae_encode(sae, w->indices, w->values, w->counts, w->x, n, w->K);
-    return 0;
-}
-
 static int run_dictionary(struct edits *s, const struct applied *a, act_t *y, const int *rows, int n, struct error *err) {
     const struct edit *e = a->e;
-    struct sae *sae = a->sae;
-    const int F = e->n_features;
-    struct codes w;
-    if (take_codes(s, &w, sae_fixed_k(sae->activation) ? sae->K : sae->M < JUMPRELU_SLOTS ? sae->M : JUMPRELU_SLOTS, F, err)) return -1;
-    for (int first = 0; first < n; first += CHUNK) {
-        const int count = n - first < CHUNK ? n - first : CHUNK;
-        if (encode(s, &w, sae, y, rows + first, count, F, err)) return -1;
+    struct codes *w = &s->codes;
+    for (int first = 0; first < n; first += CODES_ROWS) {
+        const int count = n - first < CODES_ROWS ? n - first : CODES_ROWS, F = e->n_features;
+        if (codes_encode(w, a->sae, y, rows + first, count, F, err)) return -1;
         if (e->op == EDIT_FEATURE) {
-            edit_features(s->dev, y, rows + first, w.c, w.indices, w.values, a->list, a->D, count, s->C, w.K, F, (real_t)e->value,
+            edit_features(s->dev, y, rows + first, w->c, w->indices, w->values, a->list, a->D, count, s->C, w->K, F, (real_t)e->value,
                           e->clamp);
         } else {
-            sae_decode(s->dev, w.x_hat, w.indices, w.values, sae->D, sae->b_d, count, s->C, w.K);
-            edit_replace(s->dev, y, rows + first, w.x_hat, count, s->C);
+            sae_decode(s->dev, w->x_hat, w->indices, w->values, a->sae->D, a->sae->b_d, count, s->C, w->K);
+            edit_replace(s->dev, y, rows + first, w->x_hat, count, s->C);
         }
     }
     return 0;
@@ -195,7 +151,7 @@ static int put(struct edits *s, void *dst, const void *src, size_t bytes, struct
 
 /* Without top-k a feature's code is its own row's alone: a dictionary of the features that the edit names. */
 static int put_part(struct edits *s, struct applied *a, struct error *err) {
-    const struct sae_host *from = a->e->sae;
+    const struct sae_host *from = &a->e->sae->host;
     const size_t d = (size_t)from->d, F = (size_t)a->e->n_features;
     struct sae_host part = *from;
     part.M = a->e->n_features;
@@ -210,17 +166,14 @@ static int put_part(struct edits *s, struct applied *a, struct error *err) {
         part.b_e[j] = from->b_e[f];
         if (from->threshold) part.threshold[j] = from->threshold[f];
     }
-    const int status = sae_upload(&a->own, s->dev, &part, CHUNK, false, err);
+    const int status = sae_upload(&a->own, s->dev, &part, CODES_ROWS, false, err);
     if (!status) a->sae = &a->own;
     free(part.E), free(part.D), free(part.b_e), free(part.threshold);
     return status;
 }
 
-static int put_whole(struct edits *s, struct applied *a, const struct edit_list *l, struct error *err) {
-    int i = 0;
-    while (&l->saes[i]->host != a->e->sae) i++;
-    a->sae = &s->shared[i];
-    return a->sae->dev ? 0 : sae_upload(a->sae, s->dev, a->e->sae, CHUNK, false, err);
+int edit_sae_upload(struct edit_sae *s, struct device *dev, struct error *err) {
+    return s->device.dev ? 0 : sae_upload(&s->device, dev, &s->host, CODES_ROWS, false, err);
 }
 
 static int put_features(struct edits *s, struct applied *a, struct error *err) {
@@ -230,7 +183,7 @@ static int put_features(struct edits *s, struct applied *a, struct error *err) {
     float *D = memory_take(F * C, sizeof *D);
     for (size_t j = 0; j < F; j++) {
         list[j] = a->sae == &a->own ? (int)j : e->features[j];
-        memcpy(D + j * C, e->sae->D + (size_t)e->features[j] * C, C * sizeof *D);
+        memcpy(D + j * C, e->sae->host.D + (size_t)e->features[j] * C, C * sizeof *D);
     }
     const int status = put(s, &a->list, list, F * sizeof *list, err) || put(s, &a->D, D, F * C * sizeof *D, err) ? -1 : 0;
     free(list);
@@ -238,7 +191,7 @@ static int put_features(struct edits *s, struct applied *a, struct error *err) {
     return status;
 }
 
-static int put_edit(struct edits *s, struct applied *a, const struct edit_list *l, int layers, struct error *err) {
+static int put_edit(struct edits *s, struct applied *a, int layers, struct error *err) {
     const struct edit *e = a->e;
     const size_t C = (size_t)s->C, width = (size_t)s->H * (size_t)s->D;
     if (e->op == EDIT_PROJECT_OUT) return put(s, &a->vector, e->vector, C * sizeof *a->vector, err);
@@ -254,8 +207,9 @@ static int put_edit(struct edits *s, struct applied *a, const struct edit_list *
                        (e->mean && put(s, &a->vector, e->mean, (size_t)layers * width * sizeof *a->vector, err))
                    ? -1
                    : 0;
-    if (e->op == EDIT_FEATURE && !sae_fixed_k(e->sae->activation)) return put_part(s, a, err) || put_features(s, a, err) ? -1 : 0;
-    if (put_whole(s, a, l, err)) return -1;
+    if (e->op == EDIT_FEATURE && !sae_fixed_k(e->sae->host.activation)) return put_part(s, a, err) || put_features(s, a, err) ? -1 : 0;
+    if (edit_sae_upload(e->sae, s->dev, err)) return -1;
+    a->sae = &e->sae->device;
     return e->op == EDIT_FEATURE ? put_features(s, a, err) : 0;
 }
 
@@ -265,14 +219,12 @@ int edits_open(struct edits **edits, const struct model *m, const struct edit_li
     s->C = m->d_model, s->H = m->n_heads, s->D = m->head_dim;
     s->at = memory_take((size_t)l->n + 1, sizeof *s->at);
     s->selections = memory_take((size_t)l->n + 1, sizeof *s->selections);
-    s->shared = memory_take((size_t)l->n_saes + 1, sizeof *s->shared);
-    s->n_shared = l->n_saes;
     for (int i = 0; i < l->n; i++) {
         if (l->at[i].op == EDIT_RECONSTRUCT && l->at[i].keep_error) continue; /* reconstruction plus its error: the row itself */
         struct applied *a = &s->at[s->n++];
         a->e = &l->at[i];
         a->selection = selection_of(s, a->e);
-        if (put_edit(s, a, l, m->n_layers, err)) {
+        if (put_edit(s, a, m->n_layers, err)) {
             edits_close(s);
             *edits = NULL;
             return -1;
@@ -288,11 +240,9 @@ void edits_close(struct edits *s) {
         device_free(s->dev, a->vector), device_free(s->dev, a->list), device_free(s->dev, a->D);
         if (a->own.dev) sae_free(&a->own);
     }
-    for (int i = 0; i < s->n_shared; i++)
-        if (s->shared[i].dev) sae_free(&s->shared[i]);
     buffer_free(&s->index, s->dev);
-    buffer_free(&s->work, s->dev);
-    free(s->at), free(s->selections), free(s->shared), free(s);
+    codes_free(&s->codes, s->dev);
+    free(s->at), free(s->selections), free(s);
 }
 
 int edit_session_open(struct edit_session *s, const struct model *m, const char *path, struct error *err) {

@@ -23,7 +23,7 @@ static const char *const points[EDIT_POINTS] = {"attn_out", "mlp_out", "resid_po
 struct reader {
     struct edit_list *list;
     const struct model *m;
-    char *folder; /* SPEC's */
+    const char *folder; /* SPEC's */
     const json_t *o;
     struct edit *e;
     struct error *err;
@@ -133,7 +133,7 @@ static int read_points(const struct reader *r) {
 }
 
 /* ---- dictionaries and vectors ---- */
-static const struct sae_host *dictionary(const struct reader *r, const json_t *o) {
+static struct edit_sae *dictionary(const struct reader *r, const json_t *o) {
     struct edit_list *l = r->list;
     const char *name;
     if (read_text(r, o, "sae", "a dictionary's folder", &name)) return NULL;
@@ -143,7 +143,7 @@ static const struct sae_host *dictionary(const struct reader *r, const json_t *o
         if (!strcmp(l->saes[i]->path, path)) s = l->saes[i];
     if (s) {
         free(path);
-        return &s->host;
+        return s;
     }
     s = memory_take(1, sizeof *s);
     s->path = path;
@@ -155,7 +155,7 @@ static const struct sae_host *dictionary(const struct reader *r, const json_t *o
         return NULL;
     }
     if (s->host.activation == SAE_TOPK && (s->host.K == 0 || s->host.K > s->host.M) && sae_make_topk(&s->host, 0, r->err)) return NULL;
-    return &s->host;
+    return s;
 }
 
 static int check_fields(const struct reader *r, const json_t *o, const char *const *a, const char *const *b) {
@@ -216,13 +216,16 @@ cleanup:
 
 static int vector_of_dictionary(const struct reader *r, const json_t *v) {
     static const char *const fields[] = {"sae", "feature", NULL};
-    const struct sae_host *s;
-    if (check_fields(r, v, fields, NULL) || !(s = dictionary(r, v))) return -1;
+    if (check_fields(r, v, fields, NULL) || !(r->e->sae = dictionary(r, v))) return -1;
+    const struct sae_host *s = &r->e->sae->host;
     const json_t *feature = json_object_get(v, "feature");
     if (!feature) return fail(r->err, "\"feature\" is missing: features are 0 to %d", s->M - 1);
     const int f = read_index(r, feature, "feature", "the dictionary's features", s->M);
     if (f < 0) return -1;
     memcpy(r->e->vector, s->D + (size_t)f * (size_t)s->d, (size_t)s->d * sizeof *r->e->vector);
+    r->e->features = memory_take(1, sizeof *r->e->features);
+    r->e->features[0] = f;
+    r->e->n_features = 1;
     return 0;
 }
 
@@ -248,6 +251,7 @@ static int read_direction(const struct reader *r) {
     const double one = 1;
     bool unit = true;
     if (r->e->op == EDIT_ADD && read_bool(r, "unit", false, &unit)) return -1;
+    r->e->unit = unit;
     if (read_points(r) || read_layers(r) || read_number(r, "scale", &one, &r->e->scale) || read_vector(r, unit)) return -1;
     for (int c = 0; c < r->m->d_model; c++)
         if (!isfinite((float)(r->e->scale * (double)r->e->vector[c]))) return fail(r->err, "\"scale\" times the vector is not finite");
@@ -304,9 +308,10 @@ static int read_place(const struct reader *r) {
     r->e->layers[layer] = true;
     r->e->points[EDIT_RESID_POST] = true;
     probe_name(PROBE_RESID_POST, layer, name, sizeof name);
-    if (*r->e->sae->hook && strcmp(r->e->sae->hook, name))
+    const char *hook = r->e->sae->host.hook;
+    if (*hook && strcmp(hook, name))
         log_note("%s, edit %d: the dictionary %s is of %s and is used at %s", r->list->path, r->list->n,
-                 json_string_value(json_object_get(r->o, "sae")), r->e->sae->hook, name);
+                 json_string_value(json_object_get(r->o, "sae")), hook, name);
     return 0;
 }
 
@@ -317,7 +322,7 @@ static int read_features(const struct reader *r) {
     r->e->clamp = mode == 2;
     if (mode == 0 && json_object_get(r->o, "value")) return fail(r->err, "\"value\" goes with the modes scale and clamp; leave it out");
     if (mode > 0 && read_number(r, "value", NULL, &r->e->value)) return -1;
-    return read_indices(r, "features", "the dictionary's features", r->e->sae->M, &r->e->features, &r->e->n_features);
+    return read_indices(r, "features", "the dictionary's features", r->e->sae->host.M, &r->e->features, &r->e->n_features);
 }
 
 static int read_reconstruct(const struct reader *r) {
@@ -339,43 +344,60 @@ static int read_edit(struct reader *r) {
     return 0;
 }
 
-int edit_list_open(struct edit_list *l, const struct model *m, const char *path, struct error *err) {
-    struct reader r = {.list = l, .m = m, .err = err};
-    char *text = NULL;
-    size_t size = 0, i;
-    json_error_t where;
-    json_t *top = NULL, *o;
-    int status = -1;
+int edit_list_read(struct edit_list *l, const struct model *m, const json_t *list, const char *path, const char *folder,
+                   struct error *err) {
+    struct reader r = {.list = l, .m = m, .folder = folder, .err = err};
+    size_t i;
     memset(l, 0, sizeof *l);
     if (!m->llm) return fail(err, "%s: %s is a vision tower alone; edits act in a language model", path, m->dir);
-    if (file_read(path, 16 << 20, &text, &size, err)) return -1;
-    top = json_loadb(text, size, JSON_REJECT_DUPLICATES, &where);
+    if (!json_is_array(list)) return fail(err, "%s: expected a list of edits, [ {\"op\": ..}, .. ]", path);
     l->path = memory_string(path);
-    r.folder = path_folder(path);
-    if (!top) {
-        fail(err, "%s: line %d, column %d: not valid JSON: %s", path, where.line, where.column, where.text);
-        goto cleanup;
-    }
-    if (!json_is_array(top)) {
-        fail(err, "%s: expected a list of edits, [ {\"op\": ..}, .. ]", path);
-        goto cleanup;
-    }
-    l->at = memory_take(json_array_size(top) + 1, sizeof *l->at);
-    json_array_foreach(top, i, o) {
-        r.o = o;
+    l->at = memory_take(json_array_size(list) + 1, sizeof *l->at);
+    json_array_foreach(list, i, r.o) {
         r.e = &l->at[l->n++];
         if (read_edit(&r)) {
-            error_context(err, "%s: edit %zu", path, i + 1);
-            goto cleanup;
+            edit_list_free(l);
+            return error_context(err, "%s: edit %zu", path, i + 1);
         }
     }
-    status = 0;
-cleanup:
+    return 0;
+}
+
+int edit_list_open(struct edit_list *l, const struct model *m, const char *path, struct error *err) {
+    char *text = NULL, *folder = path_folder(path);
+    size_t size = 0;
+    json_error_t where;
+    int status = file_read(path, 16 << 20, &text, &size, err);
+    memset(l, 0, sizeof *l);
+    json_t *top = status ? NULL : json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &where);
+    if (status == 0 && !top) status = fail(err, "%s: line %d, column %d: not valid JSON: %s", path, where.line, where.column, where.text);
+    if (status == 0) status = edit_list_read(l, m, top, path, folder, err);
     json_decref(top);
     free(text);
-    free(r.folder);
-    if (status) edit_list_free(l);
+    free(folder);
     return status;
+}
+
+static void *copied(const void *from, size_t count, size_t bytes) {
+    void *to = from ? memory_take(count, bytes) : NULL;
+    if (to) memcpy(to, from, count * bytes);
+    return to;
+}
+
+void edit_list_copy(struct edit_list *copy, const struct edit_list *l, const struct model *m) {
+    const size_t L = (size_t)m->n_layers;
+    *copy = *l;
+    copy->borrows = true;
+    copy->path = memory_string(l->path);
+    copy->at = copied(l->at, (size_t)l->n + 1, sizeof *l->at);
+    for (int i = 0; i < l->n; i++) {
+        struct edit *e = &copy->at[i];
+        e->layers = copied(e->layers, L, sizeof *e->layers);
+        e->vector = copied(e->vector, (size_t)m->d_model, sizeof *e->vector);
+        e->heads = copied(e->heads, (size_t)e->n_heads, sizeof *e->heads);
+        e->mean = copied(e->mean, L * (size_t)m->n_heads * (size_t)m->head_dim, sizeof *e->mean);
+        e->features = copied(e->features, (size_t)e->n_features, sizeof *e->features);
+    }
 }
 
 void edit_list_free(struct edit_list *l) {
@@ -383,12 +405,13 @@ void edit_list_free(struct edit_list *l) {
         struct edit *e = &l->at[i];
         free(e->layers), free(e->vector), free(e->heads), free(e->mean), free(e->features);
     }
-    for (int i = 0; i < l->n_saes; i++) {
+    for (int i = 0; i < l->n_saes && !l->borrows; i++) {
+        if (l->saes[i]->device.dev) sae_free(&l->saes[i]->device);
         sae_host_free(&l->saes[i]->host);
         free(l->saes[i]->path);
         free(l->saes[i]);
     }
-    free(l->saes);
+    if (!l->borrows) free(l->saes);
     free(l->at);
     free(l->path);
     memset(l, 0, sizeof *l);
