@@ -303,7 +303,7 @@ static int read_place(const struct reader *r) {
     if (!v) return fail(r->err, "\"layer\" is missing: the model's layers are 0 to %d", r->m->n_layers - 1);
     const int layer = read_index(r, v, "layer", "the model's layers", r->m->n_layers);
     if (layer < 0 || !(r->e->sae = dictionary(r, r->o))) return -1;
-    if (r->e->sae->transcoder)
+    if (r->e->sae->host.transcoder)
         return fail(r->err, "\"sae\": a transcoder, whose codes are not of resid_post; expected a sparse autoencoder");
     r->e->layers[layer] = true;
     r->e->points[EDIT_RESID_POST] = true;

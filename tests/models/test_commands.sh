@@ -90,6 +90,14 @@ if [ -d $world/vlm ]; then
     expect 0 '' 'a bare tower takes pictures alone' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post'
     expect 2 'vision tower alone' 'edits of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post' --edit "$dir/none.json"
     expect 2 'vision tower alone' 'a text point of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points logits
+    head -12 $world/data/vsr_test.jsonl >"$dir/vsr.jsonl"
+    echo '[{"op":"head","layers":[2,3],"heads":[0,2],"mode":"zero","after_image":true}]' >"$dir/two.json"
+    intervene="$program intervene --model $world/vlm --data $dir/vsr.jsonl --edit $dir/two.json"
+    expect 0 '"task":"vsr","n":12,"baseline":|"mcnemar_p":|"controls":20,"control_mean":|"control_deltas":[' 'intervene as JSON' $intervene --json --out "$dir/answers.jsonl"
+    expect 0 '{"baseline":{"id":|"intervened":{' 'its answers' head -1 "$dir/answers.jsonl"
+    expect 0 'right of|McNemar' 'intervene as a table' $intervene --controls 0
+    expect 2 'at least 20, found 5' 'too few controls' $intervene --controls 5
+    expect 2 '--model DIR, --data FILE and --edit' 'intervene needs edits' $program intervene --model $world/vlm --data "$dir/vsr.jsonl"
     cp -r $world/vlm "$dir/vlm" && sed -i 's|"../clip"|"someone/tower"|' "$dir/vlm/config.json"
     expect 2 '--vision-tower' 'a tower that is nowhere' $program generate --model "$dir/vlm" --prompt a
     expect 0 'template llama_3_1|64 rows|4 of 5 tower layers|square of the mean colour' 'what info says of use' $program info $world/vlm
