@@ -117,7 +117,7 @@ static int symbols_of_characters(const struct tokenizer *tok, struct bpe *b, con
     for (size_t i = 0, size; i < bytes; i += size) {
         unsigned c;
         size = utf8_get(piece + i, bytes - i, &c);
-        int id = tokenizer_find(tok, piece + i, size);
+        int id = c < 128 ? tok->ascii_id[c] : tokenizer_find(tok, piece + i, size);
         if (id < 0 && has_bytes(tok, piece + i, size)) {
             for (size_t k = 0; k < size; k++, n++)
                 b->symbols[n] = (struct bpe_symbol){tok->byte_id[(unsigned char)piece[i + k]], n - 1, n + 1, (int)i};

@@ -117,17 +117,26 @@ void fallback_table_build(struct tokenizer *tok) {
         char spelled[8];
         tok->byte_id[b] = tokenizer_find(tok, spelled, (size_t)sprintf(spelled, "<0x%02X>", b));
     }
+    for (int c = 0; c < 128; c++) tok->ascii_id[c] = c ? tokenizer_find(tok, &(char){(char)c}, 1) : -1;
 }
 
-/* True where U+2581 is a piece of its own and follows no other character in any piece that a merge makes. */
-void whole_words_find(struct tokenizer *tok) {
-    const size_t n = strlen(BLANK_PIECE);
-    tok->whole_words = tokenizer_find(tok, BLANK_PIECE, n) >= 0;
-    for (size_t i = 0; tok->whole_words && i < tok->n_merge_slots; i++) {
-        if (tok->merges[i].rank < 0) continue;
-        const char *p = tok->pieces[tok->merges[i].id];
-        while (!strncmp(p, BLANK_PIECE, n)) p += n;
-        tok->whole_words = !strstr(p, BLANK_PIECE);
+/* Which characters merges join. Nothing can be said where unknown characters would fuse, or bytes of characters merge. */
+void words_find(struct tokenizer *tok) {
+    tok->words = tok->byte_fallback;
+    for (int b = 0; b < 256; b++) tok->words &= tok->byte_id[b] >= 0;
+    for (size_t i = 0; tok->words && i < tok->n_merge_slots; i++) {
+        const struct merge *m = &tok->merges[i];
+        if (m->rank < 0) continue;
+        const int parts[2] = {(int)(m->key >> 32), (int)(uint32_t)m->key};
+        for (int b = 0; b < 256; b++) tok->words &= tok->byte_id[b] != parts[0] && tok->byte_id[b] != parts[1];
+        const char *piece = tok->pieces[m->id];
+        int last = -1;
+        for (size_t n = strlen(piece), at = 0; at < n;) {
+            unsigned c;
+            at += utf8_get(piece + at, n - at, &c);
+            if (last >= 0) tok->together[last][character_class(c)] = true;
+            last = character_class(c);
+        }
     }
 }
 

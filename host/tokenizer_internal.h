@@ -26,6 +26,8 @@ struct rewrite { /* every `from` becomes `to`; from NULL: `to` is put before a t
     char *from, *to;
 };
 enum prefix_rule { PREFIX_NEVER, PREFIX_FIRST, PREFIX_ALWAYS }; /* FIRST: only where the text itself begins */
+enum { CLASS_BLANK = 128, CLASS_OTHER, N_CLASSES };             /* of characters: ASCII one by one, U+2581, the rest */
+static inline int character_class(unsigned c) { return c < 128 ? (int)c : c == 0x2581 ? CLASS_BLANK : CLASS_OTHER; }
 struct scratch;
 
 struct tokenizer {
@@ -44,8 +46,9 @@ struct tokenizer {
     int n_rewrites;
     char *prefix_text; /* " " (byte-level) or U+2581 (Metaspace), put before a text that does not begin with it; NULL: none */
     enum prefix_rule prefix_rule;
-    bool metaspace, split_blanks; /* blanks become prefix_text; a piece begins at every one */
-    bool whole_words;             /* no merge reaches across the beginning of a run of U+2581: words can be merged one by one */
+    bool metaspace, split_blanks;        /* blanks become prefix_text; a piece begins at every one */
+    bool words;                          /* `together` holds */
+    bool together[N_CLASSES][N_CLASSES]; /* whether some merge joins a character of one class with a following one of another */
     pcre2_code *stages[MAX_STAGES];
     int n_stages;
 
@@ -55,6 +58,7 @@ struct tokenizer {
     struct merge *merges;
     size_t n_merge_slots;    /* a power of two */
     int unknown;             /* id for what is outside the vocabulary, -1: it is dropped */
+    int ascii_id[128];       /* id of a character of its own, -1: none */
     int byte_id[256];        /* id of the symbol of one byte: in GPT-2's table, or <0x..>; -1: none */
     uint16_t byte_char[256]; /* GPT-2's table: the code point that stands for a byte */
     int16_t char_byte[512];  /* and back, -1: none */
@@ -77,8 +81,8 @@ int tokenizer_find(const struct tokenizer *tok, const char *piece, size_t bytes)
  * "as_is": a normalized token that is spelled as the normalizer leaves it. */
 int added_read(struct tokenizer *tok, const json_t *list, int next, size_t limit, struct error *err);
 void byte_table_build(struct tokenizer *tok);     /* GPT-2's */
-void fallback_table_build(struct tokenizer *tok); /* <0x00> ... */
-void whole_words_find(struct tokenizer *tok);     /* after the merges */
+void fallback_table_build(struct tokenizer *tok); /* <0x00> ..., and the ASCII characters */
+void words_find(struct tokenizer *tok);           /* after the merges: words and together */
 /* tokenizer_json.c, tokenizer_model.c */
 int tokenizer_json_read(struct tokenizer *tok, struct error *err);
 int tokenizer_model_read(struct tokenizer *tok, const char *dir, struct error *err);

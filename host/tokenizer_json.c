@@ -99,7 +99,7 @@ static int read_model(struct tokenizer *tok, const json_t *model, const json_t *
         byte_table_build(tok);
     } else {
         fallback_table_build(tok);
-        whole_words_find(tok);
+        words_find(tok);
     }
     return 0;
 }

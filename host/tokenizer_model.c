@@ -103,16 +103,18 @@ static int by_score(const void *a, const void *b) {
     return x->score > y->score ? -1 : x->score < y->score;
 }
 
-/* Every way to make a piece of two. Ranks are those of scores: equal scores, equal ranks, so that the leftmost pair goes first. */
-static int build_merges(struct reader *r, struct error *err) {
+/* The two parts before and after the byte `at` of a piece, when both are pieces. */
+static bool find_parts(const struct tokenizer *tok, const char *piece, size_t at, int *left, int *right) {
+    *left = tokenizer_find(tok, piece, at);
+    *right = *left >= 0 ? tokenizer_find(tok, piece + at, strlen(piece + at)) : -1;
+    return *right >= 0;
+}
+
+/* Every way to make a piece of two; without put only counted. */
+static int each_merge(struct reader *r, bool put, size_t *count, struct error *err) {
     struct tokenizer *tok = r->tok;
-    size_t most = 0;
-    qsort(r->pieces, (size_t)r->n_pieces, sizeof *r->pieces, by_score);
-    for (int i = 0; i < r->n_pieces; i++) {
-        r->pieces[i].rank = i && r->pieces[i].score == r->pieces[i - 1].score ? r->pieces[i - 1].rank : i;
-        most += strlen(tok->pieces[r->pieces[i].id]);
-    }
-    bpe_table_build(tok, most);
+    int left, right;
+    *count = 0;
     for (int i = 0; i < r->n_pieces; i++) {
         if (r->pieces[i].type != PIECE_NORMAL) continue;
         const char *piece = tok->pieces[r->pieces[i].id];
@@ -123,11 +125,22 @@ static int build_merges(struct reader *r, struct error *err) {
             if (tokenizer_find(tok, piece + at, size) < 0)
                 return fail(err, "%s: the character '%.*s' of the piece '%.60s' is no piece itself, which is not supported", tok->path,
                             (int)size, piece + at, piece);
-            int left = at ? tokenizer_find(tok, piece, at) : -1, right = at ? tokenizer_find(tok, piece + at, n - at) : -1;
-            if (left >= 0 && right >= 0) bpe_table_put(tok, left, right, r->pieces[i].rank, r->pieces[i].id);
+            if (!at || !find_parts(tok, piece, at, &left, &right)) continue;
+            ++*count;
+            if (put) bpe_table_put(tok, left, right, r->pieces[i].rank, r->pieces[i].id);
         }
     }
     return 0;
+}
+
+/* Ranks are those of scores: equal scores, equal ranks, so that the leftmost pair goes first. */
+static int build_merges(struct reader *r, struct error *err) {
+    size_t count;
+    qsort(r->pieces, (size_t)r->n_pieces, sizeof *r->pieces, by_score);
+    for (int i = 0; i < r->n_pieces; i++) r->pieces[i].rank = i && r->pieces[i].score == r->pieces[i - 1].score ? r->pieces[i - 1].rank : i;
+    if (each_merge(r, false, &count, err)) return -1;
+    bpe_table_build(r->tok, count);
+    return each_merge(r, true, &count, err);
 }
 
 /* ---- what the model is ---- */
@@ -339,7 +352,7 @@ int tokenizer_model_read(struct tokenizer *tok, const char *dir, struct error *e
     tok->spelled_blank = (struct rewrite){memory_string(BLANK_PIECE), memory_string(" ")};
     collect_added(&r, &b);
     if (read_model(&r, data, r.file_bytes, err) || build_merges(&r, err) || find_unknown(&r, err) || add_tokens(&r, err)) goto cleanup;
-    whole_words_find(tok);
+    words_find(tok);
     if (!json_is_false(json_object_get(b.config, "add_bos_token")) &&
         add_role(tok, &b, "bos_token", "<s>", tok->prefix, &tok->n_prefix, err))
         goto cleanup;

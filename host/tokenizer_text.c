@@ -163,17 +163,21 @@ static int split_patterns(struct encoder *e, int stage, const char *text, size_t
     return split_patterns(e, stage + 1, text + gap, bytes - gap);
 }
 
-/* Pieces begin at every U+2581 (every) or at every run of them; the results of merging are the same as for the whole text where
- * whole_words says so. */
-static int split_blanks(struct encoder *e, const char *text, size_t bytes, bool every) {
-    const size_t n = strlen(BLANK_PIECE);
+/* Cuts at every U+2581 where Metaspace does, and wherever no merge could reach across: merging the parts one by one gives what
+ * merging the whole would. */
+static int split_words(struct encoder *e, const char *text, size_t bytes) {
+    const struct tokenizer *tok = e->tok;
     size_t start = 0;
-    for (size_t i = 1; i + n <= bytes; i++) {
-        if (text[i] != BLANK_PIECE[0] || memcmp(text + i, BLANK_PIECE, n) != 0) continue;
-        if (!every && i >= n && !memcmp(text + i - n, BLANK_PIECE, n)) continue;
-        merge_piece(e, text + start, i - start);
-        start = i;
-        i += n - 1;
+    int last = 0;
+    for (size_t i = 0, size; i < bytes; i += size) {
+        unsigned c;
+        size = utf8_get(text + i, bytes - i, &c);
+        const int class = character_class(c);
+        if (i > start && ((tok->split_blanks && class == CLASS_BLANK) || (tok->words && !tok->together[last][class]))) {
+            merge_piece(e, text + start, i - start);
+            start = i;
+        }
+        last = class;
     }
     return merge_piece(e, text + start, bytes - start);
 }
@@ -182,8 +186,7 @@ static int split(struct encoder *e, const char *text, size_t bytes) {
     const struct tokenizer *tok = e->tok;
     if (!bytes) return 0;
     if (tok->n_stages) return split_patterns(e, 0, text, bytes);
-    if (tok->split_blanks || tok->whole_words) return split_blanks(e, text, bytes, tok->split_blanks);
-    return merge_piece(e, text, bytes);
+    return split_words(e, text, bytes);
 }
 
 /* Metaspace's blanks, and the prefix of Metaspace or ByteLevel. */
