@@ -69,12 +69,8 @@ static void jpeg_skip(j_decompress_ptr info, long n) {
     info->src->bytes_in_buffer -= step;
 }
 
-/* One decoded row of 1, 3 or 4 components to RGB. */
+/* One decoded row of 1 or 4 components to RGB. */
 static void jpeg_row(uint8_t *rgb, const uint8_t *row, int width, int components) {
-    if (components == 3) {
-        memcpy(rgb, row, (size_t)width * 3);
-        return;
-    }
     for (int x = 0; x < width; x++, rgb += 3) {
         const uint8_t *in = row + (size_t)x * (size_t)components;
         for (int c = 0; c < 3; c++) rgb[c] = components == 1 ? in[0] : (uint8_t)((2 * in[c] * in[3] + 255) / 510);
@@ -92,9 +88,10 @@ static int jpeg_read(struct image *image, struct jpeg_decompress_struct *info, s
     s->row = memory_take((size_t)image->width * 4, 1);
     while (info->output_scanline < info->output_height) {
         size_t y = info->output_scanline;
-        if (jpeg_read_scanlines(info, (JSAMPARRAY)&s->row, 1) != 1)
+        uint8_t *rgb = image->pixels + y * (size_t)image->width * 3, *row = n == 3 ? rgb : s->row;
+        if (jpeg_read_scanlines(info, &row, 1) != 1)
             return fail(err, "%s: the JPEG picture is truncated after %zu of %d rows", path, y, image->height);
-        jpeg_row(image->pixels + y * (size_t)image->width * 3, s->row, image->width, n);
+        if (n != 3) jpeg_row(rgb, row, image->width, n);
     }
     return 0;
 }

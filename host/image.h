@@ -27,8 +27,6 @@ int preprocess_open(struct preprocess *p, const char *dir, struct error *err);
 /* The settings of a checkpoint folder: its own, or those of the tower that a LLaVA config.json names (looked for in
  * vision_tower when that is not NULL, beside the folder, as a path, by its Hub name); "pad" as config.json says. */
 int preprocess_open_model(struct preprocess *p, const char *dir, const char *vision_tower, struct error *err);
-/* PIL BICUBIC to (width, height), 22-bit fixed point, horizontal pass first. */
-int image_resize_bicubic(struct image *dst, const struct image *src, int width, int height, struct error *err);
 /* pixel_values [out] (3, S, S) f32, malloced by the caller; S = crop. */
 int preprocess_image(const struct preprocess *p, const struct image *image, float *pixel_values, struct error *err);
 /* The square, resized, cropped u8 picture that the patches are cut from (for overlays in the report). */

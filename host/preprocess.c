@@ -9,12 +9,15 @@
 #include <string.h>
 
 /* ---- Pillow's bicubic: separable, support 2 max(1, in / out), 22-bit fixed point weights, horizontal pass first ---- */
-enum { PRECISION = 22 };
+enum { PRECISION = 22, HALF = 1 << (PRECISION - 1) };
 #define MAX_PIXELS 178956970u
 
 struct taps { /* of one direction: output i is the sum of weights[i * size + j] * input[first[i] + j], j < count[i] */
     int size;
     int *first, *count, *weights;
+};
+struct window { /* of the resized picture */
+    int x, y, width, height;
 };
 
 static double bicubic(double x) {
@@ -64,66 +67,113 @@ static uint8_t clip8(int sum) {
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-static void resize_rows(uint8_t *dst, const uint8_t *src, const struct taps *t, int rows, int in, int out) {
-    for (size_t y = 0; y < (size_t)rows; y++)
-        for (int x = 0; x < out; x++) {
-            const uint8_t *s = src + (y * (size_t)in + (size_t)t->first[x]) * 3;
-            const int *w = t->weights + (size_t)x * (size_t)t->size;
-            int sum[3] = {1 << (PRECISION - 1), 1 << (PRECISION - 1), 1 << (PRECISION - 1)};
-            for (int j = 0; j < t->count[x]; j++, s += 3)
-                for (int c = 0; c < 3; c++) sum[c] += s[c] * w[j];
-            uint8_t *d = dst + (y * (size_t)out + (size_t)x) * 3;
-            for (int c = 0; c < 3; c++) d[c] = clip8(sum[c]);
-        }
+typedef int vec4 __attribute__((vector_size(16))); /* a pixel: red, green, blue, 0 */
+typedef uint32_t word4 __attribute__((vector_size(16)));
+
+/* Four bytes are read for a pixel of three, but for the last one. */
+static void spread_row(vec4 *row, const uint8_t *s, int width) {
+    for (int i = 0; i + 1 < width; i++, s += 3) {
+        uint32_t v = (uint32_t)s[0] | (uint32_t)s[1] << 8 | (uint32_t)s[2] << 16 | (uint32_t)s[3] << 24; /* one load */
+        row[i] = (vec4)((word4){v, v, v, v} >> (word4){0, 8, 16, 24} & (word4){255, 255, 255, 0});
+    }
+    row[width - 1] = (vec4){s[0], s[1], s[2], 0};
 }
 
-static void resize_columns(uint8_t *dst, const uint8_t *src, const struct taps *t, int width, int out) {
-    size_t stride = (size_t)width * 3;
-    int *sum = memory_take(stride, sizeof *sum);
-    for (int y = 0; y < out; y++) {
-        const int *w = t->weights + (size_t)y * (size_t)t->size;
-        for (size_t k = 0; k < stride; k++) sum[k] = 1 << (PRECISION - 1);
-        for (int j = 0; j < t->count[y]; j++) {
-            const uint8_t *s = src + (size_t)(t->first[y] + j) * stride;
-            for (size_t k = 0; k < stride; k++) sum[k] += s[k] * w[j];
+static vec4 clip8_4(vec4 sum) {
+    vec4 v = sum >> PRECISION, below = v<0, above = v> 255;
+    return (v & ~below & ~above) | (above & 255);
+}
+
+/* Columns [x, x + width) of the rows [from, to). */
+static void resize_rows(uint8_t *dst, const uint8_t *src, const struct taps *t, int in, int from, int to, int x, int width) {
+    vec4 *row = memory_take((size_t)in, sizeof *row);
+    for (size_t y = (size_t)from; y < (size_t)to; y++) {
+        spread_row(row, src + y * (size_t)in * 3, in);
+        for (int i = x; i < x + width; i++, dst += 3) {
+            const vec4 *p = row + t->first[i];
+            const int *w = t->weights + (size_t)i * (size_t)t->size, n = t->count[i];
+            vec4 even = {HALF, HALF, HALF, 0}, odd = {0};
+            int j = 0;
+            for (; j + 1 < n; j += 2) {
+                even += p[j] * w[j];
+                odd += p[j + 1] * w[j + 1];
+            }
+            if (j < n) even += p[j] * w[j];
+            even = clip8_4(even + odd);
+            for (int c = 0; c < 3; c++) dst[c] = (uint8_t)even[c];
         }
-        for (size_t k = 0; k < stride; k++) dst[(size_t)y * stride + k] = clip8(sum[k]);
     }
-    free(sum);
+    free(row);
+}
+
+/* Rows [y, y + height) of a picture whose first row is row `from` of the whole. */
+static void resize_columns(uint8_t *dst, const uint8_t *src, const struct taps *t, int width, int from, int y, int height) {
+    enum { BLOCK = 64 };
+    const size_t stride = (size_t)width * 3;
+    for (size_t i = (size_t)y; i < (size_t)(y + height); i++, dst += stride) {
+        const int *w = t->weights + i * (size_t)t->size, n = t->count[i];
+        const uint8_t *top = src + (size_t)(t->first[i] - from) * stride;
+        for (size_t k = 0; k < stride; k += BLOCK) {
+            int sum[BLOCK];
+            const size_t left = stride - k < BLOCK ? stride - k : BLOCK;
+            for (size_t l = 0; l < BLOCK; l++) sum[l] = HALF;
+            if (left == BLOCK)
+                for (int j = 0; j < n; j++)
+                    for (size_t l = 0; l < BLOCK; l++) sum[l] += top[(size_t)j * stride + k + l] * w[j];
+            else
+                for (int j = 0; j < n; j++)
+                    for (size_t l = 0; l < left; l++) sum[l] += top[(size_t)j * stride + k + l] * w[j];
+            for (size_t l = 0; l < left; l++) dst[k + l] = clip8(sum[l]);
+        }
+    }
+}
+
+static void copy_rows(uint8_t *dst, const uint8_t *src, int stride_pixels, int from, int to, int x, int width) {
+    for (size_t y = (size_t)from; y < (size_t)to; y++, dst += (size_t)width * 3)
+        memcpy(dst, src + (y * (size_t)stride_pixels + (size_t)x) * 3, (size_t)width * 3);
+}
+
+static int check_size(int width, int height, struct error *err) {
+    if (width <= 0 || height <= 0 || (unsigned)width > MAX_PIXELS / (unsigned)height)
+        return fail(err, "the picture would have %d x %d pixels after resizing; at most %u in all are possible", width, height, MAX_PIXELS);
+    return 0;
 }
 
 static int new_image(struct image *image, int width, int height, struct error *err) {
     *image = (struct image){.width = width, .height = height};
-    if (width <= 0 || height <= 0 || (unsigned)width > MAX_PIXELS / (unsigned)height)
-        return fail(err, "the picture would have %d x %d pixels after resizing; at most %u in all are possible", width, height, MAX_PIXELS);
+    if (check_size(width, height, err)) return -1;
     image->pixels = malloc((size_t)width * (size_t)height * 3);
     return image->pixels ? 0 : fail(err, "no memory for a picture of %d x %d pixels", width, height);
 }
 
-int image_resize_bicubic(struct image *dst, const struct image *src, int width, int height, struct error *err) {
+/* The window of src resized to (width, height), PIL BICUBIC, horizontal pass first: only the rows and columns that it needs are computed.
+ */
+static int resize_window(struct image *dst, const struct image *src, int width, int height, struct window w, struct error *err) {
     struct image wide = {0};
-    struct taps t = {0};
-    if (new_image(dst, width, height, err)) return -1;
-    const uint8_t *rows = src->pixels;
-    if (width != src->width) {
-        if (new_image(&wide, width, src->height, err)) {
-            image_free(dst);
-            return -1;
-        }
-        taps_build(&t, src->width, width);
-        resize_rows(wide.pixels, src->pixels, &t, src->height, src->width, width);
-        taps_free(&t);
-        rows = wide.pixels;
-    }
+    struct taps across = {0}, down = {0};
+    int from = w.y, to = w.y + w.height; /* rows of src that the window is made of */
+    if (new_image(dst, w.width, w.height, err)) return -1;
     if (height != src->height) {
-        taps_build(&t, src->height, height);
-        resize_columns(dst->pixels, rows, &t, width, height);
-        taps_free(&t);
-    } else {
-        memcpy(dst->pixels, rows, (size_t)width * (size_t)height * 3);
+        taps_build(&down, src->height, height);
+        from = down.first[w.y];
+        to = down.first[w.y + w.height - 1] + down.count[w.y + w.height - 1];
     }
+    int rc = new_image(&wide, w.width, to - from, err);
+    if (!rc && width != src->width) {
+        taps_build(&across, src->width, width);
+        resize_rows(wide.pixels, src->pixels, &across, src->width, from, to, w.x, w.width);
+    } else if (!rc) {
+        copy_rows(wide.pixels, src->pixels, src->width, from, to, w.x, w.width);
+    }
+    if (!rc && height != src->height)
+        resize_columns(dst->pixels, wide.pixels, &down, w.width, from, w.y, w.height);
+    else if (!rc)
+        memcpy(dst->pixels, wide.pixels, (size_t)w.width * (size_t)w.height * 3);
+    taps_free(&across);
+    taps_free(&down);
     image_free(&wide);
-    return 0;
+    if (rc) image_free(dst);
+    return rc;
 }
 
 /* ---- the steps ---- */
@@ -144,46 +194,52 @@ static int pad_to_square(const struct preprocess *p, const struct image *src, st
     return 0;
 }
 
-static int resize(const struct preprocess *p, const struct image *src, struct image *dst, struct error *err) {
-    int width = src->width, height = src->height, edge = p->shortest_edge;
-    if (p->resize_width > 0 && p->resize_height > 0) return image_resize_bicubic(dst, src, p->resize_width, p->resize_height, err);
-    if (edge <= 0) return image_resize_bicubic(dst, src, width, height, err);
-    int shorter = width < height ? width : height, longer = width < height ? height : width;
-    double other = (double)((int64_t)edge * longer) / shorter;
-    if (other > 1e9) return fail(err, "a picture of %d x %d pixels is too long for its width to be resized", width, height);
-    return image_resize_bicubic(dst, src, width < height ? edge : (int)other, width < height ? (int)other : edge, err);
+/* The size that a picture is resized to. */
+static int resized_size(const struct preprocess *p, const struct image *src, int *width, int *height, struct error *err) {
+    int edge = p->shortest_edge, shorter = src->width < src->height ? src->width : src->height,
+        longer = src->width < src->height ? src->height : src->width;
+    double other = edge > 0 ? (double)((int64_t)edge * longer) / shorter : 0;
+    if (other > 1e9) return fail(err, "a picture of %d x %d pixels is too long for its width to be resized", src->width, src->height);
+    *width = edge <= 0 ? src->width : src->width < src->height ? edge : (int)other;
+    *height = edge <= 0 ? src->height : src->width < src->height ? (int)other : edge;
+    if (p->resize_width > 0 && p->resize_height > 0) {
+        *width = p->resize_width;
+        *height = p->resize_height;
+    }
+    return check_size(*width, *height, err);
 }
 
-/* Floor of half, also of negative numbers, and its counterpart upward. */
+/* Floor of half, also of negative numbers. */
 static int half_down(int n) { return n >= 0 ? n / 2 : -((1 - n) / 2); }
 
-/* Centre of src, black where src is smaller; the odd pixel goes where transformers puts it. */
-static int crop(const struct preprocess *p, const struct image *src, struct image *dst, struct error *err) {
-    int side = p->crop, corner[2], size[2] = {src->width, src->height};
-    if (new_image(dst, side, side, err)) return -1;
-    memset(dst->pixels, 0, (size_t)side * (size_t)side * 3);
-    bool small = src->width < side || src->height < side;
-    for (int i = 0; i < 2; i++) {
-        int grown = size[i] > side ? size[i] : side; /* the padded picture, cut from `start` on */
-        int before = small ? (grown - size[i] + 1) / 2 : 0, start = half_down(size[i] - side) + before;
-        corner[i] = before - (start > 0 ? start : 0);
-    }
-    paste(dst, src, corner[0], corner[1]);
-    return 0;
+/* Where the crop lies on the resized picture: [*start, *start + *count) of it goes to *at. The odd pixel goes where transformers
+ * puts it; small: one of the sides is smaller than the crop, so that the picture is put on black first. */
+static void crop_side(int size, int side, bool small, int *start, int *count, int *at) {
+    int grown = size > side ? size : side, before = small ? (grown - size + 1) / 2 : 0, cut = half_down(size - side) + before;
+    int corner = before - (cut > 0 ? cut : 0);
+    *at = corner > 0 ? corner : 0;
+    *start = corner > 0 ? 0 : -corner;
+    *count = size - *start < side - *at ? size - *start : side - *at;
 }
 
 int preprocess_picture(const struct preprocess *p, const struct image *image, struct image *out, struct error *err) {
-    struct image square = {0}, resized = {0};
-    int rc = -1;
+    struct image square = {0}, part = {0};
+    struct window w;
+    int rc = -1, width = 0, height = 0, x, y, side = p->crop;
     *out = (struct image){0};
-    CHECK(p->crop > 0 && image->width > 0 && image->height > 0, "crop=%d, %d x %d", p->crop, image->width, image->height);
+    CHECK(side > 0 && image->width > 0 && image->height > 0, "crop=%d, %d x %d", side, image->width, image->height);
     bool pad = p->pad_square && image->width != image->height;
     if (pad && pad_to_square(p, image, &square, err)) goto cleanup;
-    if (resize(p, pad ? &square : image, &resized, err)) goto cleanup;
-    rc = crop(p, &resized, out, err);
+    if (resized_size(p, pad ? &square : image, &width, &height, err)) goto cleanup;
+    crop_side(width, side, width < side || height < side, &w.x, &w.width, &x);
+    crop_side(height, side, width < side || height < side, &w.y, &w.height, &y);
+    if (resize_window(&part, pad ? &square : image, width, height, w, err) || new_image(out, side, side, err)) goto cleanup;
+    memset(out->pixels, 0, (size_t)side * (size_t)side * 3);
+    paste(out, &part, x, y);
+    rc = 0;
 cleanup:
     image_free(&square);
-    image_free(&resized);
+    image_free(&part);
     if (rc) image_free(out);
     return rc;
 }
