@@ -5,13 +5,14 @@
 #include "kernels/sae_ops.h"
 
 namespace {
-constexpr int ROWS = 4096, COLUMNS = 4096; /* h: 64 MiB, so that most of it is still in L2 when the filter reads it */
-constexpr int FILTER_THREADS = 256, VALUES = COLUMNS / FILTER_THREADS, LARGEST_K = 8192, TILE = 64, DEPTH = 16;
-constexpr int SPARE = 256;                        /* candidates that a row's list holds beside its K best */
-constexpr int LARGEST_BOUND = FILTER_THREADS / 2; /* first_bound is near the K-th largest up to this K */
+constexpr int ROWS = 8192, COLUMNS = 4096; /* of a chunk: large enough for the product's best rate */
+constexpr int BATCH = 16;                  /* columns that a lane of the top-k filter looks at before it appends */
+constexpr int SPARE = 256;                 /* candidates that a row's list holds beside its K best */
+constexpr int FILTER_THREADS = 256, LARGEST_K = 8192, TILE = 64, DEPTH = 16;
+constexpr size_t LISTS_BYTES = 40 * 1024; /* shared memory for the lists of a block's warps, if one list is not more */
 
-/* What must survive from one chunk of features to the next, per row: `used` candidates, in no order, with their h. The K best
- * of the features so far are among them. bound: the K-th best at the last cut; only better keys are still of interest. */
+/* What must survive from one chunk of features to the next, per row: `used` candidates, in no order, with their h; the K best
+ * of the features so far are among them. Only keys above `bound` are still of interest. */
 struct lists {
     uint64_t *key; /* (rows, K + SPARE): order of the rank above, complement of the feature below: larger is better, no two equal */
     float *h;
@@ -30,57 +31,35 @@ __device__ __forceinline__ uint64_t make_key(float rank, int feature) {
 }
 __device__ __forceinline__ int key_feature(uint64_t key) { return static_cast<int>(~static_cast<unsigned>(key)); }
 
-/* Bitonic sort of n pairs in shared memory, largest key first (Batcher 1968). Room up to the next power of two is used. */
-__device__ void sort_descending(uint64_t *key, float *h, int n) {
-    const int tid = static_cast<int>(threadIdx.x);
-    int all = 2;
-    while (all < n) all <<= 1;
-    for (int i = n + tid; i < all; i += FILTER_THREADS) {
-        key[i] = 0; /* below every real key */
-        h[i] = 0;
-    }
-    __syncthreads();
-    for (int size = 2; size <= all; size <<= 1)
-        for (int step = size >> 1; step > 0; step >>= 1) {
-            for (int i = tid; i < all / 2; i += FILTER_THREADS) {
-                const int low = 2 * i - (i & (step - 1)), high = low + step;
-                const bool descending = (low & size) == 0;
-                const uint64_t a = key[low], b = key[high];
-                if ((a < b) == descending) {
-                    const float t = h[low];
-                    key[low] = b, key[high] = a;
-                    h[low] = h[high], h[high] = t;
-                }
-            }
-            __syncthreads();
-        }
-}
+/* All below: by one warp, for one row; shared arrays belong to the warp. */
 
-/* The columns of a chunk that a thread looks at: four neighbours at a time where the addresses allow. */
-template <bool WIDE> __device__ __forceinline__ int column_of(int j) {
-    const int tid = static_cast<int>(threadIdx.x);
-    return WIDE ? 4 * (tid + j / 4 * FILTER_THREADS) + j % 4 : tid + j * FILTER_THREADS;
-}
-
-struct chunk { /* of a row: what ranks are made from */
+/* The chunk of a row: what ranks are made from. */
+struct chunk {
     const float *h, *b_e, *rank_scale;
-    int count;
-    __device__ __forceinline__ float rank(int c) const { return (h[c] + b_e[c]) * (rank_scale ? rank_scale[c] : 1.0f); }
+    int first, count; /* features */
+    __device__ __forceinline__ float pre(int c) const { return h[c] + b_e[c]; }
+    __device__ __forceinline__ float rank(int c) const { return pre(c) * (rank_scale ? rank_scale[c] : 1.0f); }
 };
 
-/* Columns past the end give -infinity. */
-template <bool WIDE> __device__ __forceinline__ void load_ranks(float (&rank)[VALUES], const chunk &r) {
+/* Column of a lane's j-th value of the batch at `base`: four neighbours at a time where the addresses allow. */
+template <bool WIDE> __device__ __forceinline__ int column_of(int base, int j) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    return base + (WIDE ? 4 * (lane + j / 4 * 32) + j % 4 : lane + j * 32);
+}
+
+/* The ranks of a batch; columns past the end give -infinity. */
+template <bool WIDE> __device__ __forceinline__ void load_ranks(float (&rank)[BATCH], const chunk &r, int base) {
     if constexpr (WIDE) {
 #pragma unroll
-        for (int j = 0; j < VALUES; j += 4) {
-            const int c = column_of<WIDE>(j);
+        for (int j = 0; j < BATCH; j += 4) {
+            const int c = column_of<WIDE>(base, j);
             float4 v = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
             if (c < r.count) v = *reinterpret_cast<const float4 *>(r.h + c);
             rank[j] = v.x, rank[j + 1] = v.y, rank[j + 2] = v.z, rank[j + 3] = v.w;
         }
 #pragma unroll
-        for (int j = 0; j < VALUES; j += 4) {
-            const int c = column_of<WIDE>(j);
+        for (int j = 0; j < BATCH; j += 4) {
+            const int c = column_of<WIDE>(base, j);
             if (c >= r.count) continue;
             const float4 b = *reinterpret_cast<const float4 *>(r.b_e + c);
             rank[j] += b.x, rank[j + 1] += b.y, rank[j + 2] += b.z, rank[j + 3] += b.w;
@@ -90,129 +69,190 @@ template <bool WIDE> __device__ __forceinline__ void load_ranks(float (&rank)[VA
         }
     } else {
 #pragma unroll
-        for (int j = 0; j < VALUES; j++) rank[j] = column_of<WIDE>(j) < r.count ? r.rank(column_of<WIDE>(j)) : -INFINITY;
+        for (int j = 0; j < BATCH; j++) rank[j] = column_of<WIDE>(base, j) < r.count ? r.rank(column_of<WIDE>(base, j)) : -INFINITY;
     }
 }
 
-/* The order of a value that at least K threads of the block reach, near the K-th largest: bisection over the largest value
- * of each thread, by the first warp. 0 when there is none or K is large. part: FILTER_THREADS words of shared memory. */
-template <bool WIDE> __device__ __forceinline__ unsigned first_bound(const float (&rank)[VALUES], int count, int K, unsigned *part) {
-    SHARED(unsigned, found, );
-    const int tid = static_cast<int>(threadIdx.x);
-    if (K > LARGEST_BOUND) return 0;
+__device__ __forceinline__ float largest_of(const float (&rank)[BATCH]) {
     float most = rank[0];
 #pragma unroll
-    for (int j = 1; j < VALUES; j++) most = fmaxf(most, rank[j]);
-    part[tid] = column_of<WIDE>(0) < count ? ordered(most) : 0;
-    __syncthreads();
-    if (tid < 32) {
-        unsigned top[FILTER_THREADS / 32], bound = 0;
-#pragma unroll
-        for (int i = 0; i < FILTER_THREADS / 32; i++) top[i] = part[tid + 32 * i];
-        for (unsigned bit = 1u << 31; bit >= 1u << 8; bit >>= 1) {
-            int reached = 0;
-#pragma unroll
-            for (int i = 0; i < FILTER_THREADS / 32; i++) reached += __popc(__ballot_sync(ALL_LANES, top[i] >= (bound | bit)));
-            if (reached >= K) bound |= bit;
-        }
-        if (tid == 0) found = bound;
-    }
-    __syncthreads();
-    return found;
+    for (int j = 1; j < BATCH; j++) most = fmaxf(most, rank[j]); /* NaN only when all are */
+    return most;
 }
 
-/* For rows whose candidates of this chunk do not fit: 256 columns a turn are compared with the K-th best key so far, those
- * above are appended to the shared list, and a full list is sorted and cut to K. Returns how many it then holds. */
-__device__ int filter_in_turns(uint64_t *key, float *h, int *used, int n, const chunk &r, int first, uint64_t bound, int K, int capacity) {
-    if (threadIdx.x == 0) *used = n;
-    __syncthreads();
-    for (int base = 0; base < r.count; base += FILTER_THREADS) {
-        if (n > capacity - FILTER_THREADS) {
-            sort_descending(key, h, n);
-            bound = key[K - 1];
-            if (threadIdx.x == 0) *used = K;
-            __syncthreads();
+/* The largest t that K of the n keys reach, or any t that exactly K reach: bisection. K < n. */
+template <class T> __device__ __forceinline__ T bisect(const T *key, int n, int K) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    T t = 0;
+    for (T bit = static_cast<T>(1) << (8 * sizeof(T) - 1); bit; bit >>= 1) {
+        int reached = 0;
+        for (int i = 0; i < n; i += 32) reached += __popc(__ballot_sync(ALL_LANES, i + lane < n && key[i + lane] >= (t | bit)));
+        if (reached >= K) t |= bit;
+        if (reached == K) break;
+    }
+    return t;
+}
+
+/* The order of a value that at least K values of the chunk reach, near the K-th largest: one value stands for the BATCH that
+ * a lane loads at once. 0 when there are too few. part: COLUMNS / BATCH words. */
+template <bool WIDE> __device__ __forceinline__ unsigned first_bound(const chunk &r, int K, unsigned *part) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int n = 0;
+    for (int base = 0; base < r.count; base += 32 * BATCH, n += 32) {
+        float rank[BATCH];
+        load_ranks<WIDE>(rank, r, base);
+        part[n + lane] = column_of<WIDE>(base, 0) < r.count ? ordered(largest_of(rank)) : 0;
+    }
+    __syncwarp();
+    const unsigned order = K < n ? bisect(part, n, K) : 0;
+    __syncwarp(); /* part may be used again */
+    return order;
+}
+
+/* Keeps the K best of n > K pairs, in their order. Returns a key that exactly these reach. */
+__device__ __forceinline__ uint64_t cut(uint64_t *key, float *h, int n, int K) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const uint64_t least = bisect(key, n, K);
+    int kept = 0;
+    for (int i = 0; i < n; i += 32) {
+        const uint64_t mine = i + lane < n ? key[i + lane] : 0;
+        const float value = i + lane < n ? h[i + lane] : 0.0f;
+        const unsigned mask = __ballot_sync(ALL_LANES, mine >= least);
+        __syncwarp();        /* all have read */
+        if (mine >= least) { /* moves towards the front, past nothing that is still to be read */
+            const int to = kept + __popc(mask & ((1u << lane) - 1));
+            key[to] = mine;
+            h[to] = value;
         }
-        const int c = base + static_cast<int>(threadIdx.x);
-        if (c < r.count) {
-            const uint64_t mine = make_key(r.rank(c), first + c);
-            if (mine > bound) {
-                const int at = atomicAdd(used, 1);
-                key[at] = mine;
-                h[at] = r.h[c] + r.b_e[c];
-            }
+        kept += __popc(mask);
+        __syncwarp();
+    }
+    return least;
+}
+
+/* For a row whose candidates of this chunk do not fit: 32 columns a turn; a full list is cut. Returns how many it then holds. */
+__device__ __forceinline__ int filter_in_turns(uint64_t *key, float *h, int n, const chunk &r, uint64_t bound, int K) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int base = 0; base < r.count; base += 32) {
+        if (n > K + SPARE - 32) {
+            bound = cut(key, h, n, K) - 1;
+            n = K;
         }
-        __syncthreads();
-        n = *used;
-        __syncthreads(); /* nobody appends before all have read */
+        const int c = base + lane;
+        const uint64_t mine = c < r.count ? make_key(r.rank(c), r.first + c) : 0;
+        const unsigned mask = __ballot_sync(ALL_LANES, mine > bound);
+        if (mine > bound) {
+            const int to = n + __popc(mask & ((1u << lane) - 1));
+            key[to] = mine;
+            h[to] = r.pre(c);
+        }
+        n += __popc(mask);
+        __syncwarp();
     }
     return n;
 }
 
-/* Grid: rows. Shared: `capacity` (a power of two >= K + SPARE + FILTER_THREADS) pairs. Values that can still be among the K
- * best are appended to the row's list; the list is cut to K when it has grown, and always in the first chunk, whose bound
- * lets few values through in the next ones. What a cut drops is below K others: exact. The last chunk writes the K best,
- * ascending in the feature. */
-template <bool WIDE> __global__ void __launch_bounds__(FILTER_THREADS)
-    sae_topk_filter_kernel(int *__restrict__ indices, float *__restrict__ values, const lists l, const float *__restrict__ h,
-                           const float *__restrict__ b_e, const float *__restrict__ rank_scale, int first, int count, int M, int K,
-                           int capacity) {
-    DYN_SMEM(uint64_t, key);
-    SHARED(int, used, );
-    float *value = reinterpret_cast<float *>(key + capacity);
-    const int tid = static_cast<int>(threadIdx.x), full = K + SPARE;
-    const size_t row = blockIdx.x, at = row * static_cast<size_t>(full);
-    const chunk r = {h + row * count, b_e + first, rank_scale ? rank_scale + first : nullptr, count};
-    const int before = first ? l.used[row] : 0;
-    const uint64_t bound = first ? l.bound[row] : 0;
-    float rank[VALUES];
-    load_ranks<WIDE>(rank, r);
-    if (tid == 0) used = before;
-    const unsigned order = bound   ? static_cast<unsigned>(bound >> 32) + 1
-                           : first ? 0
-                                   : first_bound<WIDE>(rank, count, K, reinterpret_cast<unsigned *>(key));
-    const float least = unordered(order); /* NaN: no bound */
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < VALUES; j++) {
-        const int c = column_of<WIDE>(j);
-        if (rank[j] < least || c >= count) continue;
-        const int to = atomicAdd(&used, 1);
-        if (to >= full) continue;
-        l.key[at + to] = make_key(rank[j], first + c);
-        l.h[at + to] = r.h[c] + r.b_e[c];
+/* Bitonic sort of n pairs by feature, ascending (Batcher 1968); room up to the next power of two is used. */
+__device__ __forceinline__ void sort_by_feature(uint64_t *key, float *h, int n) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int all = 32;
+    while (all < n) all <<= 1;
+    for (int i = lane; i < all; i += 32) {
+        key[i] = i < n ? static_cast<uint64_t>(key_feature(key[i])) : ~static_cast<uint64_t>(0);
+        if (i >= n) h[i] = 0;
     }
-    __syncthreads();
-    int n = used;
+    __syncwarp();
+    for (int size = 2; size <= all; size <<= 1)
+        for (int step = size >> 1; step > 0; step >>= 1) {
+            for (int i = lane; i < all / 2; i += 32) {
+                const int low = 2 * i - (i & (step - 1)), high = low + step;
+                const bool ascending = (low & size) == 0;
+                const uint64_t a = key[low], b = key[high];
+                if ((a > b) == ascending) {
+                    const float t = h[low];
+                    key[low] = b, key[high] = a;
+                    h[low] = h[high], h[high] = t;
+                }
+            }
+            __syncwarp();
+        }
+}
+
+/* One warp per row; shared: `room` pairs a warp. Values that can still be among the K best are appended to the row's list,
+ * which is cut to K when it has grown. What a cut drops is below K others, and the first chunk's bound is reached by K:
+ * exact. The last chunk writes the K best, ascending in the feature. */
+template <bool WIDE> __global__ void __launch_bounds__(FILTER_THREADS, WIDE ? 3 : 2)
+    sae_topk_filter_kernel(int *__restrict__ indices, float *__restrict__ values, const lists l, const float *__restrict__ h,
+                           const float *__restrict__ b_e, const float *__restrict__ rank_scale, int rows, int first, int count, int M,
+                           int K, int room) {
+    DYN_SMEM(uint64_t, keys);
+    SHARED(int, used, [FILTER_THREADS / 32]);
+    const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32,
+              lane = static_cast<int>(threadIdx.x) % 32, full = K + SPARE, n_row = static_cast<int>(blockIdx.x) * warps + warp;
+    if (n_row >= rows) return;
+    uint64_t *key = keys + warp * room;
+    float *value = reinterpret_cast<float *>(keys + warps * room) + warp * room;
+    const size_t row = static_cast<size_t>(n_row), at = row * static_cast<size_t>(full);
+    const chunk r = {h + row * count, b_e + first, rank_scale ? rank_scale + first : nullptr, first, count};
+    const int before = first ? l.used[row] : 0;
+    uint64_t bound = first ? l.bound[row] : 0;
+    if (!first) {
+        const unsigned order = first_bound<WIDE>(r, K, reinterpret_cast<unsigned *>(key));
+        bound = order ? (static_cast<uint64_t>(order) << 32) - 1 : 0;
+    }
+    const float least = unordered(bound ? static_cast<unsigned>(bound >> 32) + 1 : 0); /* NaN: no bound */
+    if (lane == 0) used[warp] = before;
+    __syncwarp();
+    for (int base = 0; base < count; base += 32 * BATCH) {
+        float rank[BATCH];
+        load_ranks<WIDE>(rank, r, base);
+        bool any = false;
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) any |= !(rank[j] < least); /* NaN too */
+        if (!any) continue;
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+            const int c = column_of<WIDE>(base, j);
+            if (rank[j] < least || c >= count) continue;
+            const int to = atomicAdd(&used[warp], 1);
+            if (to >= full) continue;
+            l.key[at + to] = make_key(rank[j], first + c);
+            l.h[at + to] = r.pre(c);
+        }
+    }
+    __syncwarp();
+    int n = used[warp];
     const bool overflow = n > full, last = first + count == M;
-    if (!overflow && bound && n < K + SPARE / 2 && !last) {
-        if (tid == 0) l.used[row] = n;
+    if (!overflow && !last && n <= K + SPARE / 2) {
+        if (lane == 0) {
+            l.used[row] = n;
+            l.bound[row] = bound;
+        }
         return;
     }
-    for (int i = tid; i < (overflow ? before : n); i += FILTER_THREADS) {
+    for (int i = lane; i < (overflow ? before : n); i += 32) {
         key[i] = l.key[at + i];
         value[i] = l.h[at + i];
     }
-    __syncthreads();
-    if (overflow) n = filter_in_turns(key, value, &used, before, r, first, bound, K, capacity);
-    sort_descending(key, value, n);
-    n = n < K ? n : K;
-    if (!last) {
-        for (int i = tid; i < n; i += FILTER_THREADS) {
+    __syncwarp();
+    if (overflow) n = filter_in_turns(key, value, before, r, bound, K);
+    if (n > K) {
+        bound = cut(key, value, n, K) - 1;
+        n = K;
+    }
+    if (last) sort_by_feature(key, value, n);
+    for (int i = lane; i < n; i += 32) {
+        if (last) {
+            indices[row * K + i] = static_cast<int>(key[i]);
+            values[row * K + i] = value[i] > 0 || value[i] != value[i] ? value[i] : 0.0f;
+        } else {
             l.key[at + i] = key[i];
             l.h[at + i] = value[i];
         }
-        if (tid == 0) {
-            l.used[row] = n;
-            l.bound[row] = n == K ? key[K - 1] : 0;
-        }
-        return;
     }
-    for (int i = tid; i < K; i += FILTER_THREADS) key[i] &= 0xffffffffu; /* only the feature counts now */
-    sort_descending(key, value, K);
-    for (int i = tid; i < K; i += FILTER_THREADS) {
-        indices[row * K + i] = key_feature(key[i]);
-        values[row * K + i] = value[i] > 0 || value[i] != value[i] ? value[i] : 0.0f;
+    if (!last && lane == 0) {
+        l.used[row] = n;
+        l.bound[row] = bound;
     }
 }
 
@@ -279,8 +319,9 @@ __global__ void __launch_bounds__(256) sae_product_tile_kernel(float *__restrict
 
 int smaller(int a, int b) { return a < b ? a : b; }
 
+/* At least 32. */
 int power_of_two(int least) {
-    int n = 2;
+    int n = 32;
     while (n < least) n <<= 1;
     return n;
 }
@@ -331,14 +372,17 @@ void product(struct device *dev, float *h, const encode_args &a, const bf16 *x, 
 }
 
 void topk_filter(struct device *dev, const encode_args &a, const lists &l, const float *h, int row, int rows, int first, int count) {
-    const int capacity = power_of_two(a.K + SPARE + FILTER_THREADS);
-    const size_t bytes = static_cast<size_t>(capacity) * (sizeof(uint64_t) + sizeof(float)),
+    const int sorted = power_of_two(a.K), room = sorted > a.K + SPARE ? sorted : a.K + SPARE;
+    const size_t list = static_cast<size_t>(room) * (sizeof(uint64_t) + sizeof(float)),
                  slot = static_cast<size_t>(row) * static_cast<size_t>(a.K);
+    int warps = FILTER_THREADS / 32;
+    while (warps > 1 && static_cast<size_t>(warps) * list > LISTS_BYTES) warps /= 2;
     const auto kernel = count % 4 == 0 && vec_aligned(a.b_e, a.rank_scale) ? sae_topk_filter_kernel<true> : sae_topk_filter_kernel<false>;
     CHECK(a.K <= LARGEST_K, "K=%d", a.K);
-    allow_shared(kernel, bytes);
-    LAUNCH((kernel), static_cast<unsigned>(rows), FILTER_THREADS, bytes, dev->stream, a.indices + slot, a.values + slot, l, h, a.b_e,
-           a.rank_scale, first, count, a.M, a.K, capacity);
+    allow_shared(kernel, static_cast<size_t>(warps) * list);
+    LAUNCH((kernel), static_cast<unsigned>((rows + warps - 1) / warps), static_cast<unsigned>(32 * warps),
+           static_cast<size_t>(warps) * list, dev->stream, a.indices + slot, a.values + slot, l, h, a.b_e, a.rank_scale, rows, first, count,
+           a.M, a.K, room);
 }
 
 void encode_chunks(struct device *dev, const encode_args &a) {
