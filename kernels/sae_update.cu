@@ -1,11 +1,14 @@
 /* sae_update.cu - see sae_ops.h. One block per feature: gradient rows in shared memory, then Adam (Kingma & Ba 2015, as
  * torch.optim.Adam computes it), unit norm and bf16 copy. A thread owns its columns throughout; the only sums across
  * threads are over a row, in a fixed order. */
-#include "kernels/vec.cuh"
+#include "kernels/columns.cuh"
 #include "kernels/sae_ops.h"
 
 namespace {
-constexpr int UPDATE_THREADS = 256, COLUMNS = 32, LANES = 32;
+constexpr int UPDATE_THREADS = 256, SLICE_THREADS = 128;
+constexpr int GATHER = 4;            /* rows of g and x that a lane asks for at once */
+constexpr int WARP_COLUMNS = 128;    /* of a warp in the slice kernel: four a lane */
+constexpr int SLICE_BYTES = 6 << 20; /* of g and x that shall stay in L2 */
 
 struct adam_step {
     float beta1, beta2, rest1, rest2, eps, rate, root_scale; /* rate = lr / (1 - beta1^step), root_scale = 1 / sqrt(1 - beta2^step) */
@@ -125,32 +128,127 @@ template <int W> __global__ void __launch_bounds__(UPDATE_THREADS) sae_update_bl
     if (threadIdx.x == 0) u.b_e[f] = adam(u.b_e[f], u.m_be[f], u.v_be[f], bias, a);
 }
 
-/* A block takes 32 channels; warp l adds rows l, l + 32, ..., then lane by lane. */
-__global__ void __launch_bounds__(COLUMNS *LANES)
+/* What streams through once, so that L2 keeps the rows that are gathered. */
+__device__ __forceinline__ void stream_load(float (&f)[4], const float *p) {
+    const float4 v = __ldcs(reinterpret_cast<const float4 *>(p));
+    f[0] = v.x, f[1] = v.y, f[2] = v.z, f[3] = v.w;
+}
+__device__ __forceinline__ void stream_store(float *p, const float (&f)[4]) {
+    __stcs(reinterpret_cast<float4 *>(p), make_float4(f[0], f[1], f[2], f[3]));
+}
+
+__device__ __forceinline__ void adam_stream(float *p, float *m, float *v, const float (&g)[4], float (&out)[4], const adam_step &a) {
+    float mv[4], vv[4];
+    stream_load(out, p);
+    stream_load(mv, m);
+    stream_load(vv, v);
+    for (int i = 0; i < 4; i++) out[i] = adam(out[i], mv[i], vv[i], g[i], a);
+    stream_store(p, out);
+    stream_store(m, mv);
+    stream_store(v, vv);
+}
+
+/* Slice by slice of the columns (grid y), so that g's and x's slices stay in L2, where all features gather from them. A warp
+ * takes WARP_COLUMNS columns of a feature; `warps` of them make a slice. No norm here: that needs the whole row. */
+__global__ void __launch_bounds__(SLICE_THREADS) sae_update_slice_kernel(const update_args u, const adam_step a, int M, int warps) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, d = u.d;
+    const long task = static_cast<long>(blockIdx.x) * (SLICE_THREADS / 32) + static_cast<int>(threadIdx.x) / 32;
+    const int f = static_cast<int>(task / warps),
+              c = (static_cast<int>(blockIdx.y) * warps + static_cast<int>(task % warps)) * WARP_COLUMNS + 4 * lane;
+    if (f >= M || c - 4 * lane >= d) return;
+    const bool inside = c < d;
+    const unsigned column = inside ? static_cast<unsigned>(c) / 4 : 0; /* in fours, as rows below: enough for 64 GiB */
+    const int from = u.offsets[f], to = u.offsets[f + 1];
+    float dD[4] = {}, dE[4] = {}, bias = 0;
+    for (int base = from; base < to; base += 32) {
+        const bool mine = base + lane < to; /* lanes past the end repeat the last entry with weight 0 */
+        const int slot = u.entries[mine ? base + lane : to - 1], count = to - base < 32 ? to - base : 32;
+        const unsigned row = static_cast<unsigned>(slot / u.K) * static_cast<unsigned>(d / 4);
+        const float value = mine ? u.values[slot] : 0.0f, dvalue = mine ? u.dvalues[slot] : 0.0f;
+        bias += dvalue;
+        for (int e = 0; e < count; e += GATHER) {
+            float4 g[GATHER];
+            uint2 x[GATHER];
+#pragma unroll
+            for (int i = 0; i < GATHER; i++) {
+                const unsigned at = __shfl_sync(ALL_LANES, row, e + i) + column;
+                g[i] = reinterpret_cast<const float4 *>(u.g)[at];
+                x[i] = reinterpret_cast<const uint2 *>(u.x)[at];
+            }
+#pragma unroll
+            for (int i = 0; i < GATHER; i++) {
+                const float v = __shfl_sync(ALL_LANES, value, e + i), dv = __shfl_sync(ALL_LANES, dvalue, e + i);
+                dD[0] += v * g[i].x, dD[1] += v * g[i].y, dD[2] += v * g[i].z, dD[3] += v * g[i].w;
+                dE[0] += dv * __uint_as_float(x[i].x << 16), dE[1] += dv * __uint_as_float(x[i].x & 0xffff0000u);
+                dE[2] += dv * __uint_as_float(x[i].y << 16), dE[3] += dv * __uint_as_float(x[i].y & 0xffff0000u);
+            }
+        }
+    }
+    if (inside) {
+        const size_t at = static_cast<size_t>(f) * d + c;
+        float out[4];
+        adam_stream(u.D + at, u.m_D + at, u.v_D + at, dD, out, a);
+        adam_stream(u.E + at, u.m_E + at, u.v_E + at, dE, out, a);
+        if (u.E_low) __stcs(reinterpret_cast<uint2 *>(u.E_low + at), make_uint2(pack_bf16(out[0], out[1]), pack_bf16(out[2], out[3])));
+    }
+    bias = warp_sum(bias);
+    if (c == 0) u.b_e[f] = adam(u.b_e[f], u.m_be[f], u.v_be[f], bias, a);
+}
+
+/* Grid: rows. Each row to unit length; rows of zeros stay. */
+__global__ void __launch_bounds__(UPDATE_THREADS) sae_unit_rows_kernel(float *__restrict__ rows, int d) {
+    SHARED(float, part, [32]);
+    float *row = rows + static_cast<size_t>(blockIdx.x) * d, v[4], square = 0;
+    const int first = 4 * static_cast<int>(threadIdx.x);
+#pragma unroll 4
+    for (int c = first; c < d; c += 4 * UPDATE_THREADS) {
+        const float4 w = *reinterpret_cast<const float4 *>(row + c);
+        square += w.x * w.x + w.y * w.y + w.z * w.z + w.w * w.w;
+    }
+    square = block_sum(square, part);
+    if (!(square > 0)) return;
+    const float inverse = 1.0f / sqrtf(square);
+    for (int c = first; c < d; c += 4 * UPDATE_THREADS) {
+        stream_load(v, row + c);
+        for (int i = 0; i < 4; i++) v[i] *= inverse;
+        stream_store(row + c, v);
+    }
+}
+
+void update_slices(struct device *dev, const update_args &u, const adam_step &a, int N, int M) {
+    const int all = (u.d + WARP_COLUMNS - 1) / WARP_COLUMNS, columns_in_l2 = SLICE_BYTES / 6 / (N > 0 ? N : 1),
+              fit = columns_in_l2 / WARP_COLUMNS,
+              warps = fit < 1     ? 1
+                      : fit < all ? fit
+                                  : all;
+    const long tasks = static_cast<long>(M) * warps, blocks = (tasks + SLICE_THREADS / 32 - 1) / (SLICE_THREADS / 32);
+    LAUNCH((sae_update_slice_kernel), dim3(static_cast<unsigned>(blocks), static_cast<unsigned>((all + warps - 1) / warps)), SLICE_THREADS,
+           0, dev->stream, u, a, M, warps);
+    if (a.unit_norm) LAUNCH((sae_unit_rows_kernel), static_cast<unsigned>(M), UPDATE_THREADS, 0, dev->stream, u.D, u.d);
+}
+
+template <int W> __global__ void __launch_bounds__(COLUMN_THREADS)
     sae_update_bias_column_kernel(float *__restrict__ b_d, float *__restrict__ m, float *__restrict__ v, const float *__restrict__ g,
                                   const adam_step a, int N, int d) {
-    SHARED(float, part, [LANES][COLUMNS + 1]);
-    const int column = static_cast<int>(threadIdx.x) % COLUMNS, lane = static_cast<int>(threadIdx.x) / COLUMNS,
-              c = static_cast<int>(blockIdx.x) * COLUMNS + column;
-    float sum = 0;
-    for (int n = lane; n < N && c < d; n += LANES) sum += g[static_cast<size_t>(n) * d + c];
-    part[lane][column] = sum;
-    __syncthreads();
-    if (lane != 0 || c >= d) return;
-    sum = 0;
-    for (int l = 0; l < LANES; l++) sum += part[l][column];
-    b_d[c] = adam(b_d[c], m[c], v[c], sum, a);
+    SHARED(float, total, [COLUMN_THREADS / 32][COLUMN_BLOCK]);
+    const int c = static_cast<int>(blockIdx.x) * COLUMN_BLOCK + static_cast<int>(threadIdx.x);
+    const float none[W] = {}, sum = column_sum<W, false>(g, none, N, d, total);
+    if (threadIdx.x < COLUMN_BLOCK && c < d) b_d[c] = adam(b_d[c], m[c], v[c], sum, a);
 }
 } // namespace
 
 void sae_update(struct device *dev, float *E, float *D, float *b_e, float *m_E, float *v_E, float *m_D, float *v_D, float *m_be,
                 float *v_be, bf16 *E_low, const int *offsets, const int *entries, const float *values, const float *dvalues, const float *g,
                 const bf16 *x, const struct sae_adam *adam, int N, int d, int M, int K) {
-    (void)N;
     if (M <= 0) return;
     const adam_step a = adam_begin(adam);
     const update_args u = {E, D, b_e, m_E, v_E, m_D, v_D, m_be, v_be, E_low, offsets, entries, values, dvalues, g, x, d, K};
-    const bool wide = d % 8 == 0 && vec_aligned(E, D, m_E, v_E) && vec_aligned(m_D, v_D, g, x) && vec_aligned(E_low);
+    const bool aligned = vec_aligned(E, D, m_E, v_E) && vec_aligned(m_D, v_D, g, x) && vec_aligned(E_low);
+    if (aligned && d % 4 == 0 && !a.remove_parallel) { /* which needs the row of the gradient before it is used */
+        update_slices(dev, u, a, N, M);
+        return;
+    }
+    const bool wide = d % 8 == 0 && aligned;
     const auto kernel = wide ? sae_update_block_kernel<8> : sae_update_block_kernel<1>;
     const size_t bytes = a.remove_parallel ? static_cast<size_t>(d) * sizeof(float) : 0;
     if (bytes > 48 * 1024)
@@ -160,6 +258,6 @@ void sae_update(struct device *dev, float *E, float *D, float *b_e, float *m_E, 
 }
 
 void sae_update_bias(struct device *dev, float *b_d, float *m_bd, float *v_bd, const float *g, const struct sae_adam *adam, int N, int d) {
-    LAUNCH((sae_update_bias_column_kernel), static_cast<unsigned>((d + COLUMNS - 1) / COLUMNS), COLUMNS * LANES, 0, dev->stream, b_d, m_bd,
-           v_bd, g, adam_begin(adam), N, d);
+    const auto kernel = d % 8 == 0 && vec_aligned(g) ? sae_update_bias_column_kernel<8> : sae_update_bias_column_kernel<1>;
+    LAUNCH((kernel), column_blocks(d), COLUMN_THREADS, 0, dev->stream, b_d, m_bd, v_bd, g, adam_begin(adam), N, d);
 }
