@@ -1,85 +1,134 @@
-/* sae_stats.cu - see sae_ops.h: the feature-major view by a stable counting sort, firing statistics, cosine of rows. */
+/* sae_stats.cu - see sae_ops.h: the feature-major view by a stable radix sort, firing statistics, cosine of rows. */
 #include "kernels/vec.cuh"
 #include "kernels/sae_ops.h"
 
 namespace {
 constexpr int WARPS = 4; /* of a block whose warps work alone */
 
-/* How many runs of slots are counted apart; one warp walks one run. Fixed by the shape, so the order of entries is. */
-int segments_for(int M) { return M <= 131072 ? 128 : 16; }
+/* Radix sort of the slots by feature, lowest digit first: every pass counts a digit's values block by block, sums the counts
+ * of each value over the blocks before, and moves the slots, in order. Unused slots count as feature M and end up last. */
+constexpr int SORT_THREADS = 256, SORT_WARPS = SORT_THREADS / 32, TURNS = 8, RUN = 32 * TURNS; /* slots of a warp */
+constexpr int LARGEST_DIGIT = 9, BINS = 1 << LARGEST_DIGIT;
 
-__device__ __forceinline__ size_t segment_start(int s, int segments, size_t slots) {
-    return slots * static_cast<size_t>(s) / static_cast<size_t>(segments);
+struct sort_pass {
+    const int *indices, *in; /* in NULL: the slots in their first order */
+    int *out, *count;        /* count (values of the digit, blocks) */
+    int *total;              /* (values of the digit) */
+    int slots, M, shift, bins, blocks;
+};
+
+__device__ __forceinline__ int slot_at(const sort_pass &p, int i) { return p.in ? p.in[i] : i; }
+__device__ __forceinline__ int digit_of(const sort_pass &p, int slot) {
+    const int f = p.indices[slot];
+    return (f < 0 ? p.M : f) >> p.shift & (p.bins - 1);
 }
 
-/* Walks a segment in order, 32 slots a turn. Slots of a turn that name the same feature are ranked by lane, so the sort is
- * stable. count (segments, M): SCATTER false counts; true holds, per segment and feature, where the next entry goes. */
-template <bool SCATTER> __global__ void __launch_bounds__(32 * WARPS)
-    sae_csc_walk_kernel(int *__restrict__ count, int *__restrict__ entries, const int *__restrict__ indices, size_t slots, int segments,
-                        int M) {
-    const int s = static_cast<int>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    if (s >= segments) return;
-    int *mine = count + static_cast<size_t>(s) * M;
-    const size_t end = segment_start(s + 1, segments, slots);
-    for (size_t base = segment_start(s, segments, slots); base < end; base += 32) {
-        const int f = base + lane < end ? indices[base + lane] : -1;
-        const unsigned same = __match_any_sync(ALL_LANES, f);
-        const int leader = __ffs(static_cast<int>(same)) - 1;
-        int at = 0;
-        if (lane == leader && f >= 0) {
-            at = mine[f];
-            mine[f] = at + __popc(same);
-        }
-        at = __shfl_sync(ALL_LANES, at, leader);
-        if (SCATTER && f >= 0) entries[at + __popc(same & ((1u << lane) - 1))] = static_cast<int>(base + lane);
-        __syncwarp(); /* the next turn's leader of f may be another lane */
-    }
-}
-
-/* Turns a feature's counts per segment into sums of those before; total[f] is all of them. */
-__global__ void __launch_bounds__(256) sae_csc_column_kernel(int *__restrict__ count, int *__restrict__ total, int segments, int M) {
-    const int f = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-    if (f >= M) return;
-    int sum = 0;
-    for (int s = 0; s < segments; s++) {
-        const size_t at = static_cast<size_t>(s) * M + f;
-        const int here = count[at];
-        count[at] = sum;
-        sum += here;
-    }
-    total[f] = sum;
-}
-
-/* One block turns total (M) into sums of those before, total (M+1): offsets. */
-__global__ void __launch_bounds__(1024) sae_csc_scan_kernel(int *offsets, int M) {
-    SHARED(int, part, [32]);
+/* Sum of the values of threads before this one, *all: of all. part: 32 ints of shared memory. */
+__device__ __forceinline__ int sum_before(int mine, int *part, int *all) {
     const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
-    int before = 0;
-    for (int base = 0; base < M; base += 1024) {
-        const int mine = base + tid < M ? offsets[base + tid] : 0;
-        int sum = mine;
-        for (int o = 1; o < 32; o <<= 1) {
-            const int left = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(o));
-            if (lane >= o) sum += left;
-        }
-        if (lane == 31) part[warp] = sum;
-        __syncthreads();
-        int total = 0, earlier = 0;
-        for (int w = 0; w < 32; w++) {
-            if (w < warp) earlier += part[w];
-            total += part[w];
-        }
-        if (base + tid < M) offsets[base + tid] = before + earlier + sum - mine;
-        before += total;
-        __syncthreads();
+    int sum = mine, earlier = 0;
+    for (int o = 1; o < 32; o <<= 1) {
+        const int left = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(o));
+        if (lane >= o) sum += left;
     }
-    if (tid == 0) offsets[M] = before;
+    if (lane == 31) part[warp] = sum;
+    __syncthreads();
+    *all = 0;
+    for (int w = 0; w < SORT_WARPS; w++) {
+        if (w < warp) earlier += part[w];
+        *all += part[w];
+    }
+    __syncthreads();
+    return earlier + sum - mine;
 }
 
-__global__ void __launch_bounds__(256) sae_csc_place_kernel(int *__restrict__ count, const int *__restrict__ offsets, int segments, int M) {
-    const size_t n = static_cast<size_t>(segments) * M;
-    for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += static_cast<size_t>(gridDim.x) * blockDim.x)
-        count[i] += offsets[i % M];
+__global__ void __launch_bounds__(SORT_THREADS) sae_csc_count_kernel(const sort_pass p) {
+    SHARED(int, here, [BINS]);
+    const int tid = static_cast<int>(threadIdx.x), start = static_cast<int>(blockIdx.x) * SORT_WARPS * RUN;
+    for (int b = tid; b < p.bins; b += SORT_THREADS) here[b] = 0;
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < TURNS; j++) {
+        const int i = start + j * SORT_THREADS + tid;
+        if (i < p.slots) atomicAdd(&here[digit_of(p, slot_at(p, i))], 1);
+    }
+    __syncthreads();
+    for (int b = tid; b < p.bins; b += SORT_THREADS) p.count[static_cast<size_t>(b) * p.blocks + blockIdx.x] = here[b];
+}
+
+/* Grid: values of the digit. */
+__global__ void __launch_bounds__(SORT_THREADS) sae_csc_sum_kernel(const sort_pass p) {
+    SHARED(int, part, [32]);
+    int *count = p.count + static_cast<size_t>(blockIdx.x) * p.blocks, before = 0, all = 0;
+    for (int base = 0; base < p.blocks; base += SORT_THREADS) {
+        const int b = base + static_cast<int>(threadIdx.x), mine = b < p.blocks ? count[b] : 0, at = sum_before(mine, part, &all);
+        if (b < p.blocks) count[b] = before + at;
+        before += all;
+    }
+    if (threadIdx.x == 0) p.total[blockIdx.x] = before;
+}
+
+/* A warp walks its run twice, 32 slots a turn: to count, then, when all know where theirs begin, to move. Slots of a turn
+ * with the same digit are ranked by lane. */
+__global__ void __launch_bounds__(SORT_THREADS) sae_csc_move_kernel(const sort_pass p) {
+    SHARED(int, next, [SORT_WARPS][BINS]);
+    SHARED(int, part, [32]);
+    const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32,
+              start = (static_cast<int>(blockIdx.x) * SORT_WARPS + warp) * RUN + lane;
+    int slot[TURNS], digit[TURNS];
+    for (int b = lane; b < p.bins; b += 32) next[warp][b] = 0;
+#pragma unroll
+    for (int j = 0; j < TURNS; j++) {
+        const int i = start + 32 * j;
+        slot[j] = i < p.slots ? slot_at(p, i) : -1;
+        digit[j] = slot[j] < 0 ? -1 : digit_of(p, slot[j]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < TURNS; j++)
+        if (digit[j] >= 0) atomicAdd(&next[warp][digit[j]], 1);
+    __syncthreads();
+    int before = 0, all = 0;
+    for (int base = 0; base < p.bins; base += SORT_THREADS) {
+        const int b = base + tid, begin = before + sum_before(b < p.bins ? p.total[b] : 0, part, &all);
+        before += all;
+        if (b >= p.bins) continue;
+        int at = begin + p.count[static_cast<size_t>(b) * p.blocks + blockIdx.x];
+        for (int w = 0; w < SORT_WARPS; w++) {
+            const int mine = next[w][b];
+            next[w][b] = at;
+            at += mine;
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < TURNS; j++) {
+        const unsigned same = __match_any_sync(ALL_LANES, digit[j]);
+        int at = 0;
+        if (digit[j] >= 0) {
+            at = next[warp][digit[j]] + __popc(same & ((1u << lane) - 1));
+            p.out[at] = slot[j];
+        }
+        __syncwarp(); /* all have read next */
+        if (digit[j] >= 0 && lane == __ffs(static_cast<int>(same)) - 1) next[warp][digit[j]] += __popc(same);
+        __syncwarp();
+    }
+}
+
+/* The sorted slots but the unused ones, and where each feature's begin: by bisection. */
+__global__ void __launch_bounds__(256) sae_csc_finish_kernel(int *__restrict__ offsets, int *__restrict__ entries, const sort_pass p) {
+    const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < p.slots && p.indices[p.out[i]] >= 0) entries[i] = p.out[i];
+    if (i > p.M) return;
+    int low = 0, high = p.slots; /* those before low are of features < i, those from high on are not */
+    while (low < high) {
+        const int middle = low + (high - low) / 2, f = p.indices[p.out[middle]];
+        if ((f < 0 ? p.M : f) < i)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    offsets[i] = low;
 }
 
 /* One warp per feature: lanes fetch 32 entries, lane 0 adds them in order, so the sums are those of a plain loop. */
@@ -127,22 +176,36 @@ unsigned blocks_of_warps(int warps) { return static_cast<unsigned>((warps + WARP
 } // namespace
 
 size_t sae_csc_scratch(int N, int M, int K) {
-    (void)N, (void)K;
-    return static_cast<size_t>(segments_for(M)) * static_cast<size_t>(M) * sizeof(int);
+    (void)M;
+    const size_t slots = static_cast<size_t>(N) * static_cast<size_t>(K), blocks = (slots + SORT_WARPS * RUN - 1) / (SORT_WARPS * RUN);
+    return (2 * slots + (blocks + 1) * BINS) * sizeof(int);
 }
 
 void sae_csc(struct device *dev, int *offsets, int *entries, const int *indices, int N, int M, int K, void *scratch) {
     const size_t slots = static_cast<size_t>(N) * static_cast<size_t>(K);
-    CHECK(slots <= INT32_MAX, "N=%d K=%d: slots are counted in int", N, K);
-    const int segments = segments_for(M);
-    int *count = static_cast<int *>(scratch);
-    device_zero(dev, count, sae_csc_scratch(N, M, K));
-    LAUNCH((sae_csc_walk_kernel<false>), blocks_of_warps(segments), 32 * WARPS, 0, dev->stream, count, entries, indices, slots, segments,
-           M);
-    LAUNCH((sae_csc_column_kernel), static_cast<unsigned>((M + 255) / 256), 256, 0, dev->stream, count, offsets, segments, M);
-    LAUNCH((sae_csc_scan_kernel), 1, 1024, 0, dev->stream, offsets, M);
-    LAUNCH((sae_csc_place_kernel), grid_for(static_cast<size_t>(segments) * M), 256, 0, dev->stream, count, offsets, segments, M);
-    LAUNCH((sae_csc_walk_kernel<true>), blocks_of_warps(segments), 32 * WARPS, 0, dev->stream, count, entries, indices, slots, segments, M);
+    CHECK(slots <= INT32_MAX - SORT_WARPS * RUN && M < INT32_MAX, "N=%d K=%d M=%d: slots are counted in int", N, K, M);
+    int bits = 1;
+    while (M >> bits) bits++;
+    const int passes = (bits + LARGEST_DIGIT - 1) / LARGEST_DIGIT, digit = (bits + passes - 1) / passes;
+    int *buffer = static_cast<int *>(scratch);
+    sort_pass p = {};
+    p.indices = indices;
+    p.slots = static_cast<int>(slots);
+    p.M = M;
+    p.bins = 1 << digit;
+    p.blocks = static_cast<int>((slots + SORT_WARPS * RUN - 1) / (SORT_WARPS * RUN));
+    p.total = buffer + 2 * slots;
+    p.count = p.total + BINS;
+    for (int i = 0; i < passes && slots > 0; i++) {
+        p.in = i ? p.out : nullptr;
+        p.out = buffer + static_cast<size_t>(i % 2) * slots;
+        p.shift = i * digit;
+        LAUNCH((sae_csc_count_kernel), static_cast<unsigned>(p.blocks), SORT_THREADS, 0, dev->stream, p);
+        LAUNCH((sae_csc_sum_kernel), static_cast<unsigned>(p.bins), SORT_THREADS, 0, dev->stream, p);
+        LAUNCH((sae_csc_move_kernel), static_cast<unsigned>(p.blocks), SORT_THREADS, 0, dev->stream, p);
+    }
+    const size_t last = slots > static_cast<size_t>(M) ? slots : static_cast<size_t>(M) + 1;
+    LAUNCH((sae_csc_finish_kernel), static_cast<unsigned>((last + 255) / 256), 256, 0, dev->stream, offsets, entries, p);
 }
 
 void sae_feature_stats(struct device *dev, double *energy, int64_t *fired, const int *offsets, const int *entries, const float *values,

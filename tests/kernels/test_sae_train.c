@@ -132,6 +132,8 @@ static void test_decode(void **state) {
     for (int i = 0; i < SHAPES; i++)
         for (int k = 0; k < 3; k++) check_decode(shapes[i], scales[k]);
     check_decode((struct shape){5, 2056, 40, 33}, 1);
+    check_decode((struct shape){40, 260, 200, 50}, 1);
+    check_decode((struct shape){33, 780, 200, 150}, 1); /* more slots than a block of threads holds at once */
 }
 
 static void check_csc(struct shape s, bool hot) {
@@ -161,6 +163,8 @@ static void test_csc(void **state) {
     for (int i = 0; i < SHAPES; i++) check_csc(shapes[i], i % 2 == 1);
     check_csc((struct shape){257, 1, 3000, 9}, true);
     check_csc((struct shape){1000, 1, 12, 12}, false);
+    check_csc((struct shape){1500, 1, 600, 5}, true);   /* blocks of slots, two digits */
+    check_csc((struct shape){40, 1, 300000, 3}, false); /* three */
 }
 
 static float plain_adam(float p, float *m, float *v, float g, const struct sae_adam *a) {
