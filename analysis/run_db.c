@@ -10,11 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEMA_VERSION 4 /* later ones add tables; an older file gets them when it is opened */
+#define SCHEMA_VERSION 5 /* later ones add tables; an older file gets them when it is opened */
 #define STRING_OF(x)   STRING_OF_(x)
 #define STRING_OF_(x)  #x
 
-static const char schema[] =
+static const char *const schema[] = {
+    /* in pieces: C99 promises 4,095 characters a string */
     "CREATE TABLE IF NOT EXISTS stages("
     " stage TEXT PRIMARY KEY, settings_hash TEXT NOT NULL, seconds REAL NOT NULL, finished TEXT NOT NULL);"
     "CREATE TABLE IF NOT EXISTS facts("
@@ -40,7 +41,7 @@ static const char schema[] =
     " PRIMARY KEY(name, split, relation)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS answers("
     " name TEXT NOT NULL, sample INTEGER NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL, score REAL, p_yes REAL,"
-    " PRIMARY KEY(name, sample)) WITHOUT ROWID;"
+    " PRIMARY KEY(name, sample)) WITHOUT ROWID;",
     "CREATE TABLE IF NOT EXISTS norms("
     " layer INTEGER NOT NULL, regime TEXT NOT NULL, feature INTEGER NOT NULL, decoder REAL, encoder REAL, base_decoder REAL, base_encoder "
     "REAL,"
@@ -56,6 +57,23 @@ static const char schema[] =
     " target_question INTEGER NOT NULL, general_image INTEGER NOT NULL, general_template INTEGER NOT NULL, general_question INTEGER NOT "
     "NULL,"
     " PRIMARY KEY(task, layer, feature)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS heads("
+    " target TEXT NOT NULL, layer INTEGER NOT NULL, head INTEGER NOT NULL, method TEXT NOT NULL, corruption TEXT NOT NULL, score REAL NOT "
+    "NULL,"
+    " exact REAL, PRIMARY KEY(target, method, corruption, layer, head)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS attention("
+    " target TEXT NOT NULL, layer INTEGER NOT NULL, head INTEGER NOT NULL, sample INTEGER NOT NULL REFERENCES samples(sample), weights "
+    "BLOB NOT"
+    " NULL, PRIMARY KEY(target, layer, head, sample));"
+    "CREATE TABLE IF NOT EXISTS effects("
+    " name TEXT NOT NULL, dataset TEXT NOT NULL, n INTEGER NOT NULL, baseline REAL NOT NULL, intervened REAL NOT NULL, delta REAL NOT NULL,"
+    " ci_low REAL NOT NULL, ci_high REAL NOT NULL, lost INTEGER NOT NULL, gained INTEGER NOT NULL, mcnemar_p REAL NOT NULL, control_mean "
+    "REAL,"
+    " control_low REAL, control_high REAL, controls INTEGER NOT NULL, control_deltas BLOB, seed INTEGER NOT NULL,"
+    " PRIMARY KEY(name, dataset)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS steering("
+    " name TEXT NOT NULL, dataset TEXT NOT NULL, split TEXT NOT NULL, layer INTEGER NOT NULL, strength REAL NOT NULL, n INTEGER NOT NULL,"
+    " accuracy REAL NOT NULL, chosen INTEGER NOT NULL, PRIMARY KEY(name, dataset, split, layer, strength)) WITHOUT ROWID;",
     "CREATE VIEW IF NOT EXISTS layer_metrics AS"
     " SELECT layer, regime, tokens, fvu, fvu_as_coded, l0, dead_features FROM layers;"
     "CREATE VIEW IF NOT EXISTS feature_metrics AS"
@@ -64,9 +82,15 @@ static const char schema[] =
     "CREATE VIEW IF NOT EXISTS task_features AS"
     " SELECT layer, feature, task, fired_target, tokens_target, fired_general, tokens_general, odds_ratio, p_value, log10_p, q_value,"
     " selected, adapted, prompt_invariant FROM task_rows JOIN tasks USING(task);"
+    "CREATE VIEW IF NOT EXISTS head_scores AS SELECT target, layer, head, method, corruption, score, exact FROM heads;"
+    "CREATE VIEW IF NOT EXISTS interventions AS"
+    " SELECT name, dataset, n, baseline, intervened, delta, ci_low, ci_high, lost, gained, mcnemar_p, control_mean, control_low, "
+    "control_high,"
+    " controls FROM effects;"
     "CREATE VIEW IF NOT EXISTS evaluations AS"
     " SELECT name, dataset, split, relation, n, correct, correct / n AS accuracy FROM scores;"
-    "PRAGMA user_version = " STRING_OF(SCHEMA_VERSION) ";";
+    "PRAGMA user_version = " STRING_OF(SCHEMA_VERSION) ";",
+};
 
 int run_db_exec(sqlite3 *db, struct error *err, const char *sql) {
     char *message = NULL;
@@ -83,6 +107,14 @@ static int schema_version(sqlite3 *db) {
         version = sqlite3_column_int(s, 0);
     sqlite3_finalize(s);
     return version;
+}
+
+/* What is there already is left alone. A failure leaves the transaction to the closing. */
+static int make_schema(sqlite3 *db, struct error *err) {
+    if (run_db_exec(db, err, "BEGIN IMMEDIATE")) return -1;
+    for (size_t i = 0; i < sizeof schema / sizeof *schema; i++)
+        if (run_db_exec(db, err, schema[i])) return -1;
+    return run_db_exec(db, err, "COMMIT");
 }
 
 int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err) {
@@ -106,9 +138,7 @@ int run_db_open(sqlite3 **db, const struct run_config *c, struct error *err) {
              SCHEMA_VERSION);
         goto failed;
     }
-    if (version < SCHEMA_VERSION &&
-        (run_db_exec(*db, err, "BEGIN IMMEDIATE") || run_db_exec(*db, err, schema) || run_db_exec(*db, err, "COMMIT")))
-        goto failed;
+    if (version < SCHEMA_VERSION && make_schema(*db, err)) goto failed;
     free(path);
     return 0;
 failed:
