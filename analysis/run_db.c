@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCHEMA_VERSION 5 /* later ones add tables; an older file gets them when it is opened */
+#define SCHEMA_VERSION 6 /* later ones add tables; an older file gets them when it is opened */
 #define STRING_OF(x)   STRING_OF_(x)
 #define STRING_OF_(x)  #x
 
@@ -66,11 +66,16 @@ static const char *const schema[] = {
     "BLOB NOT"
     " NULL, PRIMARY KEY(target, layer, head, sample));"
     "CREATE TABLE IF NOT EXISTS effects("
-    " name TEXT NOT NULL, dataset TEXT NOT NULL, n INTEGER NOT NULL, baseline REAL NOT NULL, intervened REAL NOT NULL, delta REAL NOT NULL,"
-    " ci_low REAL NOT NULL, ci_high REAL NOT NULL, lost INTEGER NOT NULL, gained INTEGER NOT NULL, mcnemar_p REAL NOT NULL, control_mean "
-    "REAL,"
-    " control_low REAL, control_high REAL, controls INTEGER NOT NULL, control_deltas BLOB, seed INTEGER NOT NULL,"
-    " PRIMARY KEY(name, dataset)) WITHOUT ROWID;"
+    " name TEXT NOT NULL, dataset TEXT NOT NULL, n INTEGER NOT NULL, baseline REAL, intervened REAL, delta REAL, ci_low REAL, ci_high REAL,"
+    " lost INTEGER NOT NULL, gained INTEGER NOT NULL, mcnemar_p REAL NOT NULL, seed INTEGER NOT NULL, control_mean REAL, control_low REAL,"
+    " control_high REAL, controls INTEGER NOT NULL, beyond INTEGER NOT NULL, edits TEXT NOT NULL, PRIMARY KEY(name, dataset));"
+    "CREATE TABLE IF NOT EXISTS effect_controls("
+    " name TEXT NOT NULL, dataset TEXT NOT NULL, draw INTEGER NOT NULL, delta REAL NOT NULL, PRIMARY KEY(name, dataset, draw)) WITHOUT "
+    "ROWID;"
+    "CREATE TABLE IF NOT EXISTS effect_relations("
+    " name TEXT NOT NULL, dataset TEXT NOT NULL, relation TEXT NOT NULL, n INTEGER NOT NULL, baseline REAL, intervened REAL, delta REAL,"
+    " ci_low REAL, ci_high REAL, lost INTEGER NOT NULL, gained INTEGER NOT NULL, mcnemar_p REAL NOT NULL,"
+    " PRIMARY KEY(name, dataset, relation)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS steering("
     " name TEXT NOT NULL, dataset TEXT NOT NULL, split TEXT NOT NULL, layer INTEGER NOT NULL, strength REAL NOT NULL, n INTEGER NOT NULL,"
     " accuracy REAL NOT NULL, chosen INTEGER NOT NULL, PRIMARY KEY(name, dataset, split, layer, strength)) WITHOUT ROWID;",
