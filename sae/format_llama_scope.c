@@ -22,7 +22,7 @@ static int read_norm(struct scope *c, const json_t *o, const char *file, struct 
     const char *norm;
     c->scaled = false;
     if (json_text(o, file, "norm_activation", &norm, err)) return -1;
-    if (!norm || strcmp(norm, "inference") == 0) return 0;
+    if (!norm || strcmp(norm, "inference") == 0 || strcmp(norm, "none") == 0) return 0;
     if (strcmp(norm, "dataset-wise") != 0)
         return fail(err,
                     "%s: \"norm_activation\": expected \"dataset-wise\" or \"inference\", found \"%s\", which scales every input by itself "

@@ -121,7 +121,7 @@ static int refuse_tensors(const struct lens *c, const struct tensors *st, const 
         for (size_t i = 0; t && t->dtype != DTYPE_OTHER && i < t->count; i++) {
             float v;
             tensor_to_f32(t, i, 1, &v);
-            if (v != 1.0f)
+            if (!(fabsf(v - 1) <= 1e-5f)) /* as torch.allclose */
                 return fail(err, "%s: tensor %s: fine-tuned output scales are not supported (expected all 1, found %g)", file, scales[n],
                             (double)v);
         }

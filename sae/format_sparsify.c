@@ -57,28 +57,29 @@ done:
     return status;
 }
 
-/* The module's name as TransformerLens calls its output; other names as they are. */
+/* The module's name as TransformerLens calls its output. It is the folder's name, or its parent's where runs have seeds. */
 static void read_hook(struct sae_host *s, const char *folder) {
     static const struct {
         const char *module, *hook;
     } names[] = {{"", "hook_resid_post"}, {".mlp", "hook_mlp_out"}, {".self_attn", "hook_attn_out"}};
     static const char *const before[] = {"model.layers.", "layers.", "layer_"};
-    size_t n = strlen(folder);
-    while (n > 1 && folder[n - 1] == '/') n--;
-    size_t start = n;
-    while (start > 0 && folder[start - 1] != '/') start--;
-    char name[128];
-    snprintf(name, sizeof name, "%.*s", (int)(n - start < sizeof name ? n - start : sizeof name - 1), folder + start);
-    for (size_t b = 0; b < sizeof before / sizeof *before; b++) {
-        size_t length = strlen(before[b]);
-        char *end;
-        if (strncmp(name, before[b], length) || name[length] < '0' || name[length] > '9') continue;
-        long layer = strtol(name + length, &end, 10);
-        for (size_t i = 0; i < sizeof names / sizeof *names && layer < 100000 && !s->transcoder; i++)
-            if (strcmp(end, names[i].module) == 0) snprintf(s->hook, sizeof s->hook, "blocks.%ld.%s", layer, names[i].hook);
-        if (s->hook[0]) return;
-        s->layer = layer < 100000 ? (int)layer : -1;
+    char *path = realpath(folder, NULL), *slash = path ? strrchr(path, '/') : NULL;
+    if (slash && strncmp(slash, "/seed", 5) == 0) {
+        *slash = 0;
+        slash = strrchr(path, '/');
     }
+    for (size_t b = 0; slash && b < sizeof before / sizeof *before; b++) {
+        const char *name = slash + 1, *digits = name + strlen(before[b]);
+        char *end;
+        if (strncmp(name, before[b], strlen(before[b])) || *digits < '0' || *digits > '9') continue;
+        long layer = strtol(digits, &end, 10);
+        if (layer >= 100000) break;
+        s->layer = (int)layer;
+        for (size_t i = 0; i < sizeof names / sizeof *names && !s->transcoder; i++)
+            if (strcmp(end, names[i].module) == 0) snprintf(s->hook, sizeof s->hook, "blocks.%ld.%s", layer, names[i].hook);
+        break;
+    }
+    free(path);
 }
 
 int sparsify_read(struct sae_host *s, const struct sae_files *files, bool arrays, struct error *err) {

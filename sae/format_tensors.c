@@ -64,9 +64,9 @@ static int load_threshold(struct sae_host *s, const struct tensors *st, bool rel
 
 /* ---- dictionary_learning ---- */
 
-static int class_of_config(enum class *c, int *k, int *layer, const char *file, struct error *err) {
+static int class_of_config(struct sae_host *s, enum class *c, int *k, const char *file, struct error *err) {
     json_t *o = json_open(file, err);
-    const char *name = NULL;
+    const char *name = NULL, *module = NULL;
     double number;
     int status = -1;
     if (!o) return -1;
@@ -76,8 +76,10 @@ static int class_of_config(enum class *c, int *k, int *layer, const char *file, 
         goto done;
     }
     if (json_text(trainer, file, "dict_class", &name, err) || json_count(trainer, file, "k", 0, k, err)) goto done;
-    if (json_number(trainer, file, "layer", -1, &number, err)) goto done;
-    *layer = number >= 0 && number < 100000 ? (int)number : -1;
+    if (json_number(trainer, file, "layer", -1, &number, err) || json_text(trainer, file, "submodule_name", &module, err)) goto done;
+    s->layer = number >= 0 && number < 100000 ? (int)number : -1;
+    if (module && strncmp(module, "resid_post", 10) == 0 && s->layer >= 0)
+        snprintf(s->hook, sizeof s->hook, "blocks.%d.hook_resid_post", s->layer);
     for (*c = 0; *c < CLASSES; (*c)++)
         if (name && strcmp(name, class_names[*c]) == 0) break;
     if (*c == CLASSES)
@@ -167,7 +169,7 @@ int dictionary_learning_read(struct sae_host *s, const struct sae_files *files, 
     struct tensors *st = NULL;
     enum class c;
     int k;
-    if (class_of_config(&c, &k, &s->layer, files->config, err) || tensors_open(&st, files->weights, err)) return -1;
+    if (class_of_config(s, &c, &k, files->config, err) || tensors_open(&st, files->weights, err)) return -1;
     int status = load_class(s, c, st, k, arrays, err);
     tensors_close(st);
     return status;

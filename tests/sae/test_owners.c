@@ -14,6 +14,12 @@ static void test_sparsify(void **state) {
     check_golden(dev, "sparsify_signed", "layer_3", SAE_FORMAT_SPARSIFY, SAE_SIGNED, 5, 3);
 }
 
+static void test_llama_scope(void **state) {
+    (void)state;
+    check_golden(dev, "llama_scope_transcoder", "", SAE_FORMAT_LLAMA_SCOPE, SAE_JUMPRELU, 0, 9);
+    check_golden(dev, "llama_scope_pt", "", SAE_FORMAT_LLAMA_SCOPE, SAE_JUMPRELU, 0, 9);
+}
+
 static void test_openmoss(void **state) {
     (void)state;
     check_golden(dev, "openmoss_jumprelu", "", SAE_FORMAT_OPENMOSS, SAE_JUMPRELU, 0, 2);
@@ -186,9 +192,9 @@ static int teardown(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sparsify),     cmocka_unit_test(test_openmoss),
-                                       cmocka_unit_test(test_saelens),      cmocka_unit_test(test_dictionary_learning),
-                                       cmocka_unit_test(test_files),        cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_refused_files)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sparsify), cmocka_unit_test(test_llama_scope),         cmocka_unit_test(test_openmoss),
+        cmocka_unit_test(test_saelens),  cmocka_unit_test(test_dictionary_learning), cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),  cmocka_unit_test(test_refused_files)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -2,15 +2,16 @@
 `stagediff convert` writes is opened by that library.
 
     python tools/golden/make_dictionaries.py make [GROUP ...]                  writes tests/sae/golden/
-    python tools/golden/make_dictionaries.py check build/cpu/stagediff [saelens] [sparsify] [mmdiff]
+    python tools/golden/make_dictionaries.py check build/cpu/stagediff [saelens] [sparsify] [mmdiff] [llama_scope]
 
-Groups: sparsify, saelens, openmoss, dictionary_learning, files (no library: formats that are only tensors), default all. Each needs its
-own library (pip install eai-sparsify, sae-lens, llamascopium, dictionary-learning; where their requirements clash, an environment each).
+Groups: sparsify, saelens, llama_scope, openmoss, dictionary_learning, files (no library: formats that are only tensors), default all. Each
+needs its own library (pip install eai-sparsify, sae-lens, llamascopium, dictionary-learning; llama_scope: lm_saes of the tag v1.0.0 of
+OpenMOSS/Language-Model-SAEs on PYTHONPATH; where their requirements clash, an environment each).
 make: FOLDER/ with the dictionary (d 16, M 64) and expected.safetensors: x (16, 16), dense codes (16, 64) and reconstruction as the library's
 own encode and decode give them in double, and in float (.f32: its distance from double is the error floor of the test). Codes are in the
 units of docs/cli.md: the library's, divided by s_out for OpenMOSS.
-check: encode of every golden dictionary against its library, then convert into each layout; the library of the target must give the
-same codes and reconstruction. Prints the largest differences.
+check: encode of every golden dictionary, then convert into each layout; the library of the target must give the same codes and
+reconstruction. The definitions of make_train.py are run in their libraries too. Prints the largest differences.
 """
 import json
 import os
@@ -128,6 +129,40 @@ def make_saelens():
             sae.save_model(path(folder, ""))
         x = draw((N, d), 1.5, seeded(90 + seed))
         finish(folder, f"sae-lens {sae_lens.__version__}", x, lambda dtype: saelens_forward(path(folder), x, dtype))
+
+
+# ---- Llama Scope v1 ----
+
+def scope_forward(folder, x, dtype):
+    """The library folds in the type of the file and runs in that of the configuration: both are made `dtype`."""
+    from lm_saes.sae import SparseAutoEncoder
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = json.load(open(os.path.join(folder, "hyperparams.json")))
+        json.dump({**settings, "dtype": str(dtype), "device": "cpu", "init_encoder_with_decoder_transpose": False}, open(os.path.join(temporary, "hyperparams.json"), "w"))
+        stored = torch.load(os.path.join(folder, "sae_weights.pt"))["sae"] if os.path.exists(os.path.join(folder, "sae_weights.pt")) else load_file(os.path.join(folder, "checkpoints", "final.safetensors"))
+        save_file({n: t.to(dtype) for n, t in stored.items()}, os.path.join(temporary, "sae_weights.safetensors"))
+        sae = SparseAutoEncoder.from_pretrained(temporary)
+    codes = sae.encode(x.to(dtype))
+    return codes.detach(), sae.decode(codes).detach()
+
+
+def make_llama_scope():
+    mlp = ("blocks.9.ln2.hook_normalized", "blocks.9.hook_mlp_out")
+    resid = ("blocks.9.hook_resid_post", "blocks.9.hook_resid_post")
+    for seed, (folder, hooks, norms) in enumerate([("llama_scope_transcoder", mlp, (4.0, 0.80078125)), ("llama_scope_pt", resid, (10.8125, 10.8125))]):
+        g = seeded(110 + seed)
+        stored = {"encoder.weight": draw((M, d), 0.3, g), "encoder.bias": draw((M,), 0.3, g), "decoder.weight": draw((d, M), 0.3, g), "decoder.bias": draw((d,), 0.3, g)}
+        stored = {n: t.bfloat16() for n, t in stored.items()}
+        if folder.endswith("pt"):
+            torch.save({"sae": stored, "version": "1.0.0"}, path(folder, "sae_weights.pt"))
+        else:
+            save_file(stored, path(folder, "checkpoints", "final.safetensors"), {"version": "1.0.0"})
+        settings = {"hook_point_in": hooks[0], "hook_point_out": hooks[1], "use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False, "expansion_factor": M // d, "d_model": d, "d_sae": M,
+                    "act_fn": "jumprelu", "jump_relu_threshold": 0.162109375, "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": norms[0], "out": norms[1]},
+                    "sparsity_include_decoder_norm": True, "use_glu_encoder": False, "top_k": 50, "dtype": "torch.bfloat16"}
+        json.dump(settings, open(path(folder, "hyperparams.json"), "w"), indent=1)
+        x = draw((N, d), 1.0, g)
+        finish(folder, "lm_saes 1.0.0", x, lambda dtype: scope_forward(path(folder), x, dtype))
 
 
 # ---- OpenMOSS since 2025 ----
@@ -304,7 +339,9 @@ def check(program, layouts):
         line += f" encode {differences(name, *run_stagediff(program, folder, x, expected['codes'].shape[1])):.1e}"
         if name.startswith("saelens") and "saelens" in layouts:  # the definitions of make_train.py too
             line += f"  library {differences(name, *run_saelens(folder, x)):.1e}"
-        for layout in layouts:
+        if name.startswith("llama_scope") and "llama_scope" in layouts:
+            line += f"  library {differences(name, *scope_forward(folder, x, torch.float32)):.1e}"
+        for layout in [y for y in layouts if y in runners]:
             with tempfile.TemporaryDirectory() as temporary:
                 to = os.path.join(temporary, "converted")
                 done = subprocess.run([program, "convert", folder, to, "--to", layout, "--quiet"], capture_output=True, text=True)
@@ -313,7 +350,7 @@ def check(program, layouts):
         print(line)
 
 
-MAKERS = {"dictionary_learning": make_dictionary_learning, "files": make_files, "sparsify": make_sparsify, "saelens": make_saelens, "openmoss": make_openmoss}
+MAKERS = {"dictionary_learning": make_dictionary_learning, "files": make_files, "sparsify": make_sparsify, "saelens": make_saelens, "llama_scope": make_llama_scope, "openmoss": make_openmoss}
 
 
 def main():
