@@ -123,9 +123,24 @@ static int from_options(const struct command *self, struct error *err) {
     return status;
 }
 
-static int run(const struct command *self, struct error *err) { return from_options(self, err); }
+static int from_config(const struct command *self, struct error *err) {
+    struct run_session s;
+    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
+    if (status == 0) status = run_stage(&s.c, s.dev, s.db, RUN_INTERVENE, err);
+    run_session_close(&s);
+    return status;
+}
+
+static int run(const struct command *self, struct error *err) {
+    const struct option *config = option(self, "CONFIG");
+    for (const struct option *o = self->options; config->given && o->name; o++)
+        if (o != config && o->given)
+            return fail(err, "intervene: %s goes with --model and --data; with a CONFIG.json the settings stand in that file", o->name);
+    return config->given ? from_config(self, err) : from_options(self, err);
+}
 
 static struct option options[] = {
+    {.name = "CONFIG", .type = OPTION_TEXT, .help = "the run's CONFIG.json (docs/config.md): its interventions, rows in run.db"},
     MODEL_OPTIONS_IF(false),
     {.name = "--data", .value = "FILE", .type = OPTION_TEXT, .help = "what is asked: files as evaluate takes them"},
     EDIT_OPTION,
@@ -171,7 +186,8 @@ struct command command_intervene = {
                    "interval, how many answers were lost and gained, McNemar's exact p, and where the change lies among the draws'.\n\n"
                    "  stagediff intervene --model DIR --data vsr_test.jsonl --edit remove.json\n"
                    "  remove.json: [{\"op\": \"project_out\", \"vector\": {\"sae\": \"saes/layer_5\", \"feature\": 17},\n"
-                   "                 \"points\": [\"attn_out\", \"mlp_out\", \"resid_post\"], \"after_image\": true}]",
+                   "                 \"points\": [\"attn_out\", \"mlp_out\", \"resid_post\"], \"after_image\": true}]\n"
+                   "  stagediff intervene CONFIG.json",
     .options = options,
     .run = run,
 };

@@ -28,6 +28,18 @@ struct run_evaluate { /* one data set of the section "evaluate" */
     int max_new_tokens;
 };
 
+struct run_intervene { /* one intervention of the section "intervene" */
+    char *name;
+    char *edit;        /* SPEC.json; or */
+    char *features_of; /* a task of select: the decoder rows of its features are projected out; or */
+    char *heads_of;    /* a target of attribute: its strongest heads are set to zero */
+    int top;           /* how many features or heads; 0: all */
+    char **on;         /* names of data sets of "evaluate"; NULL: all of them */
+    int n_on;
+    int controls;    /* 20 */
+    bool directions; /* controls are random directions for decoder rows too */
+};
+
 struct run_config {                         /* CONFIG.json, checked; every path resolved against the config's folder. See docs/config.md */
     char *out;                              /* run folder */
     char *base, *model, *saes;              /* base LLM folder; VLM folder; folder of per-layer dictionaries */
@@ -54,6 +66,8 @@ struct run_config {                         /* CONFIG.json, checked; every path 
     int n_select;
     struct run_evaluate *evaluate; /* n_evaluate data sets; none: no such stage */
     int n_evaluate;
+    struct run_intervene *intervene; /* n_intervene of them; none: no such stage */
+    int n_intervene;
     int report_features; /* feature pages in the report (24) */
     json_t *resolved;    /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
                             ("train", "diff", ..) beside the common keys */
@@ -102,12 +116,13 @@ int stage_train(const struct run_config *c, struct device *dev, sqlite3 *db, str
 int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_evaluate(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 
 /* run_stages.c: stages in order, one row of `stages` for each that is finished. run_stage runs one, records it with its settings
  * hash and time, and forgets those that build on it. `hash` is of what the stage depends on: its settings, its input files (size and
  * time of change), and those of the stages it builds on. */
-enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_REPORT, RUN_STAGES };
+enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_INTERVENE, RUN_REPORT, RUN_STAGES };
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);

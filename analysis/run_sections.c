@@ -1,4 +1,4 @@
-/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select" and "evaluate". docs/config.md. */
+/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select", "evaluate", "intervene". docs/config.md. */
 #include "analysis/run_keys.h"
 #include "host/file.h"
 #include <stddef.h>
@@ -47,6 +47,17 @@ static const struct key evaluate_keys[] = {
      .low = 1,
      .high = 1 << 20,
      .fallback = 16},
+};
+
+static const struct key intervene_keys[] = {
+    {.name = "name", .type = KEY_TEXT, .offset = offsetof(struct run_intervene, name), .required = true},
+    {.name = "edit", .type = KEY_PATH, .offset = offsetof(struct run_intervene, edit)},
+    {.name = "features_of", .type = KEY_TEXT, .offset = offsetof(struct run_intervene, features_of)},
+    {.name = "heads_of", .type = KEY_TEXT, .offset = offsetof(struct run_intervene, heads_of)},
+    {.name = "top", .type = KEY_INT, .offset = offsetof(struct run_intervene, top), .high = 1 << 20},
+    {.name = "on", .type = KEY_OTHER},
+    {.name = "controls", .type = KEY_INT, .offset = offsetof(struct run_intervene, controls), .high = 10000, .fallback = 20},
+    {.name = "control", .type = KEY_SWITCH, .offset = offsetof(struct run_intervene, directions), .choices = {"matched", "directions"}},
 };
 
 /* {"kind": "spatial", "label": 1}: texts, numbers and booleans that a line must have. */
@@ -126,6 +137,50 @@ int read_evaluate(const struct reader *r, struct run_config *c, const json_t *v,
     return 0;
 }
 
+/* "on": names of data sets of "evaluate". */
+static int read_on(const struct reader *r, struct run_config *c, struct run_intervene *one, const char *where, const json_t *o,
+                   json_t *shown) {
+    const json_t *v = json_object_get(o, "on"), *item;
+    size_t i;
+    json_object_set_new(shown, "on", v ? json_deep_copy(v) : json_null());
+    if (!v || json_is_null(v)) return 0;
+    if (!json_is_array(v) || !json_array_size(v)) return keys_bad_value(r, where, "on", v, "a list of names of data sets of \"evaluate\"");
+    one->on = memory_take(json_array_size(v), sizeof *one->on);
+    json_array_foreach(v, i, item) {
+        bool known = false;
+        for (int j = 0; j < c->n_evaluate && json_is_string(item); j++)
+            known = known || !strcmp(c->evaluate[j].name, json_string_value(item));
+        if (!known) return keys_bad_value(r, where, "on", v, "names of data sets of \"evaluate\"");
+        one->on[one->n_on++] = memory_string(json_string_value(item));
+    }
+    return 0;
+}
+
+int read_intervene(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown) {
+    size_t n;
+    if (list_of(r, "intervene", v, shown, &n)) return -1;
+    if (n && !c->n_evaluate) return fail(r->err, "%s: \"intervene\" scores the data sets of \"evaluate\", which is missing", r->file);
+    c->intervene = memory_take(n + 1, sizeof *c->intervene);
+    for (size_t i = 0; i < n; i++) {
+        char where[64];
+        const json_t *o = json_array_get(v, i);
+        struct run_intervene *one = &c->intervene[c->n_intervene++];
+        json_t *out = json_object();
+        json_array_append_new(*shown, out);
+        snprintf(where, sizeof where, "intervene[%zu]", i);
+        if (!json_is_object(o)) return fail(r->err, "%s: \"%s\": expected an object", r->file, where);
+        if (keys_read(r, one, TABLE(intervene_keys), where, o, out) || read_on(r, c, one, where, o, out)) return -1;
+        if (!one->edit + !one->features_of + !one->heads_of != 2)
+            return fail(r->err, "%s: \"%s\": give one of \"edit\", \"features_of\", \"heads_of\"", r->file, where);
+        if (one->controls > 0 && one->controls < 20)
+            return fail(r->err, "%s: \"%s.controls\": expected 0 or at least 20, found %d", r->file, where, one->controls);
+        for (size_t j = 0; j < i; j++)
+            if (!strcmp(c->intervene[j].name, one->name))
+                return fail(r->err, "%s: \"%s.name\": \"%s\" stands there twice", r->file, where, one->name);
+    }
+    return 0;
+}
+
 static void free_dataset(struct dataset *d) {
     free(d->data), free(d->images), free(d->annotations), free(d->keywords), free(d->ask);
     json_decref(d->where);
@@ -140,5 +195,10 @@ void free_sections(struct run_config *c) {
         free(c->evaluate[i].name), free(c->evaluate[i].split_by);
         free_dataset(&c->evaluate[i].set);
     }
-    free(c->select), free(c->evaluate);
+    for (int i = 0; i < c->n_intervene; i++) {
+        struct run_intervene *x = &c->intervene[i];
+        for (int j = 0; j < x->n_on; j++) free(x->on[j]);
+        free(x->name), free(x->edit), free(x->features_of), free(x->heads_of), free(x->on);
+    }
+    free(c->select), free(c->evaluate), free(c->intervene);
 }

@@ -10,7 +10,7 @@
 
 #include "kernels/device.h"
 
-const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "evaluate", "report"};
+const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "evaluate", "intervene", "report"};
 
 static const struct stage {
     int (*run)(const struct run_config *, struct device *, sqlite3 *, struct error *);
@@ -22,6 +22,7 @@ static const struct stage {
     [RUN_DIFF] = {stage_diff, 1U << RUN_TRAIN, 1, false},
     [RUN_SELECT] = {stage_select, 1U << RUN_TRAIN | 1U << RUN_DIFF, 1, true},
     [RUN_EVALUATE] = {stage_evaluate, 0, 1, true},
+    [RUN_INTERVENE] = {stage_intervene, (1U << RUN_INTERVENE) - 1, 1, true},
     [RUN_REPORT] = {stage_report, (1U << RUN_REPORT) - 1, 1, false},
 };
 
@@ -101,6 +102,7 @@ static void mix_datasets(uint64_t *h, const struct run_config *c, enum run_stage
         mix_path(h, c->select[i].prompts, 0);
     }
     for (int i = 0; stage == RUN_EVALUATE && i < c->n_evaluate; i++) mix_dataset(h, &c->evaluate[i].set);
+    for (int i = 0; stage == RUN_INTERVENE && i < c->n_intervene; i++) mix_path(h, c->intervene[i].edit, 0);
 }
 
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage) {
