@@ -70,9 +70,9 @@ static void rows_of_the_stage(void **state) {
     assert_true(number(s.db, "SELECT lost FROM interventions WHERE name = 'heads out' AND dataset = 'statements'") > 0);
     assert_true(number(s.db, "SELECT min(ci_low <= delta AND delta <= ci_high AND mcnemar_p > 0 AND mcnemar_p <= 1) FROM interventions") ==
                 1);
-    assert_true(
-        number(s.db, "SELECT min(length(control_deltas) = 8 * controls AND control_mean BETWEEN control_low AND control_high) FROM effects"
-                     " WHERE controls = 20") == 1);
+    assert_true(number(s.db, "SELECT count(*) FROM effect_controls WHERE name = 'heads out'") == 40);
+    assert_true(number(s.db, "SELECT max(abs(control_mean - (SELECT avg(delta) FROM effect_controls c WHERE c.name = e.name AND c.dataset ="
+                             " e.dataset))) FROM effects e WHERE controls") < 1e-12);
     assert_true(number(s.db, "SELECT control_mean IS NULL AND controls = 0 FROM interventions WHERE name = 'found heads'") == 1);
     assert_true(
         number(s.db, "SELECT sum(n) FROM effect_relations WHERE dataset = 'statements' AND name = 'heads out' AND relation <> 'all'") ==
@@ -80,11 +80,10 @@ static void rows_of_the_stage(void **state) {
     /* the two of highest odds that are selected, adapted and not refused; the three strongest heads, by layer */
     assert_true(
         number(s.db,
-               "SELECT value LIKE '%layer_2\",\"feature\":40}%layer_5\",\"feature\":17}%' FROM facts WHERE name = 'edits.features out'") ==
-        1);
+               "SELECT edits LIKE '%layer_2\",\"feature\":40}%layer_5\",\"feature\":17}%' FROM effects WHERE name = 'features out'") == 1);
     assert_true(number(s.db,
-                       "SELECT value = '[{\"op\":\"head\",\"layers\":[3],\"heads\":[0],\"mode\":\"zero\"},{\"op\":\"head\",\"layers\":[4],"
-                       "\"heads\":[1,7],\"mode\":\"zero\"}]' FROM facts WHERE name = 'edits.found heads'") == 1);
+                       "SELECT edits = '[{\"op\":\"head\",\"layers\":[3],\"heads\":[0],\"mode\":\"zero\"},{\"op\":\"head\",\"layers\":[4],"
+                       "\"heads\":[1,7],\"mode\":\"zero\"}]' FROM effects WHERE name = 'found heads'") == 1);
     assert_true(run_stage_finished(s.db, &s.c, RUN_INTERVENE));
     run_db_exec(s.db, &err, "DROP VIEW temp.task_features");
     assert_int_equal(run_stage(&s.c, s.dev, s.db, RUN_INTERVENE, &err), -1);
