@@ -3,6 +3,7 @@
 #include "host/file.h"
 #include "host/progress.h"
 #include "host/tokenizer.h"
+#include "models/ahead.h"
 #include "models/command.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,12 +51,13 @@ static void print_answer(const struct model *m, const struct sample *s, const in
     free(text);
 }
 
-static int answer(struct model *m, const struct samples *s, size_t first, size_t count, int max_new, const struct probe *probes,
-                  int n_probes, bool json, struct error *err) {
+static int answer(struct model *m, struct ahead *ahead, size_t first, size_t size, int max_new, const struct probe *probes, int n_probes,
+                  bool json, struct error *err) {
     struct batch b;
     int *ids, *lengths;
     bool *stopped;
-    if (model_batch(m, &b, s, first, count, false, err)) return -1;
+    const struct samples *s = ahead->s;
+    if (ahead_next(ahead, &b, first, size, s->count, err)) return -1;
     int status = model_generate(m, &b, max_new, probes, n_probes, &ids, &lengths, &stopped, err);
     if (!status) {
         for (int i = 0; i < b.n_samples; i++)
@@ -74,6 +76,7 @@ static int run(const struct command *self, struct error *err) {
     const size_t size = (size_t)option(self, "--batch")->number;
     struct model m = {0};
     struct samples s = {0};
+    struct ahead ahead = {.m = &m, .s = &s};
     struct edit_session edit = {0};
     struct probe *probes = NULL;
     struct progress progress;
@@ -88,7 +91,7 @@ static int run(const struct command *self, struct error *err) {
     progress_start(&progress, "generate", "samples", (long)s.count);
     for (size_t first = 0; first < s.count; first += size) {
         const size_t count = s.count - first < size ? s.count - first : size;
-        if (answer(&m, &s, first, count, (int)option(self, "--max-new-tokens")->number, probes, n_probes, option(self, "--json")->given,
+        if (answer(&m, &ahead, first, size, (int)option(self, "--max-new-tokens")->number, probes, n_probes, option(self, "--json")->given,
                    err))
             goto cleanup;
         progress_update(&progress, (long)(first + count), NULL);
@@ -96,6 +99,7 @@ static int run(const struct command *self, struct error *err) {
     progress_end(&progress);
     status = 0;
 cleanup:
+    ahead_end(&ahead);
     free(probes);
     samples_free(&s);
     edit_session_close(&edit);

@@ -5,6 +5,7 @@
 #include "host/progress.h"
 #include "host/tensors.h"
 #include "kernels/activation.h"
+#include "models/ahead.h"
 #include "models/command.h"
 #include <stdlib.h>
 #include <string.h>
@@ -160,6 +161,7 @@ static int run(const struct command *self, struct error *err) {
     const size_t size = (size_t)option(self, "--batch")->number;
     struct model m = {0};
     struct samples s = {0};
+    struct ahead ahead = {.m = &m, .s = &s, .with_answer = true};
     struct harvest h = {.last_only = option(self, "--last-only")->given};
     struct edit_session edit = {0};
     struct probe *probes = NULL, *all = NULL;
@@ -177,7 +179,7 @@ static int run(const struct command *self, struct error *err) {
     for (size_t first = 0; first < s.count; first += size) {
         struct batch b;
         const size_t count = s.count - first < size ? s.count - first : size;
-        if (model_batch(&m, &b, &s, first, count, true, err)) goto cleanup;
+        if (ahead_next(&ahead, &b, first, size, s.count, err)) goto cleanup;
         const int failed = pass(&m, &h, &b, all, n_all, logits, err);
         batch_free(&b);
         if (failed) goto cleanup;
@@ -187,6 +189,7 @@ static int run(const struct command *self, struct error *err) {
     status = safetensors_writer_commit(h.writer, err);
     h.writer = NULL;
 cleanup:
+    ahead_end(&ahead);
     if (h.writer) safetensors_writer_abort(h.writer);
     device_free(m.dev, h.staging);
     free(contexts);

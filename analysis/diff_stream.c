@@ -2,6 +2,7 @@
  * sums by token group, in double. Nothing is kept of an activation once its layer's dictionaries have seen it. */
 #include "analysis/diff.h"
 #include "host/file.h"
+#include "models/ahead.h"
 #include "host/progress.h"
 #include "kernels/check.h"
 #include "kernels/sae_ops.h"
@@ -278,6 +279,7 @@ static void describe_rows(struct stream *s, const struct batch *b, long *tokens)
 
 int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struct model *m, const struct samples *samples, size_t n_samples,
                 const long *picture, int batch, const struct diff_pass *pass, long *tokens, struct error *err) {
+    struct ahead ahead = {.m = m, .s = samples, .with_answer = pass->answers};
     struct stream s = {.jobs = jobs, .n_jobs = n_jobs, .buffers = b, .picture = picture, .base = pass->base};
     struct probe *probes = memory_take((size_t)m->n_layers, sizeof *probes);
     struct progress progress;
@@ -296,7 +298,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
             status = 128 + stop_signal;
             break;
         }
-        status = model_batch(m, &packed, samples, first, n, pass->answers, err);
+        status = ahead_next(&ahead, &packed, first, (size_t)batch, n_samples, err);
         if (status) break;
         describe_rows(&s, &packed, tokens);
         status = model_forward(m, &packed, probes, n_probes, NULL, err);
@@ -305,6 +307,7 @@ int diff_stream(struct diff_job *jobs, int n_jobs, struct diff_buffers *b, struc
         batch_free(&packed);
         progress_update(&progress, (long)(first + n), NULL);
     }
+    ahead_end(&ahead);
     progress_end(&progress);
     free(probes);
     return status;

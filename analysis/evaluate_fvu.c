@@ -10,6 +10,7 @@
  * "base_text" tell the two apart; "base_native" is the base dictionary with its own activation function where that is another. */
 #include "analysis/train_job.h"
 #include "host/file.h"
+#include "models/ahead.h"
 #include "host/tensors.h"
 #include "kernels/check.h"
 #include <math.h>
@@ -369,13 +370,14 @@ static void finish_subject(struct evaluation *e, const struct layer *l, struct s
 static int stream(struct evaluation *e, struct model *model, const struct samples *samples, size_t first, size_t count,
                   struct progress *progress, long before, struct error *err) {
     struct probe *probes = memory_take((size_t)e->n_layers, sizeof *probes);
+    struct ahead ahead = {.m = model, .s = samples, .with_answer = true};
     int status = 0;
     for (int l = 0; l < e->n_layers; l++)
         probes[l] = (struct probe){.point = PROBE_RESID_POST, .layer = e->layers[l].layer, .run = at_layer, .context = e};
     for (size_t at = 0; at < count && status == 0 && !stop_signal; at += EVALUATION_SAMPLES) {
         struct batch b = {0};
         size_t n = count - at < EVALUATION_SAMPLES ? count - at : EVALUATION_SAMPLES;
-        if (model_batch(model, &b, samples, first + at, n, true, err)) {
+        if (ahead_next(&ahead, &b, first + at, EVALUATION_SAMPLES, first + count, err)) {
             status = -1;
             break;
         }
@@ -383,6 +385,7 @@ static int stream(struct evaluation *e, struct model *model, const struct sample
         batch_free(&b);
         progress_update(progress, before + (long)(at + n), NULL);
     }
+    ahead_end(&ahead);
     free(probes);
     return status;
 }

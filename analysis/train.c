@@ -10,6 +10,7 @@
 #include "analysis/rows.h"
 #include "analysis/train_job.h"
 #include "host/file.h"
+#include "models/ahead.h"
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -32,6 +33,7 @@ struct job {
     struct train_plan plan;
     struct train_state state;
     struct model model;
+    struct ahead ahead; /* of the model's batches */
     struct ring ring;
     struct sae_workspace *work;
     struct trainee *trainees; /* of the group, in training order */
@@ -91,6 +93,7 @@ static int open_group(struct job *j, struct error *err) {
     const int *layers = p->layers + first;
     const struct model_options options = {.layers = layers[j->group_layers - 1] + 1, .base = c->base};
     if (model_open(&j->model, j->dev, c->model, &options, err)) return -1;
+    j->ahead = (struct ahead){.m = &j->model, .s = &j->samples, .with_answer = true};
     if (ring_open(&j->ring, j->dev, j->group_layers, layers, p->d, (int)c->ring_rows, c->regimes, err) ||
         sae_workspace_open(&j->work, j->dev, p->d, p->largest, p->k, c->batch, err))
         return -1;
@@ -113,6 +116,7 @@ static void close_group(struct job *j) {
     ring_close(&j->ring);
     sae_workspace_close(j->work);
     j->work = NULL;
+    ahead_end(&j->ahead);
     if (j->model.dir) model_close(&j->model);
 }
 
@@ -159,6 +163,14 @@ static bool checkpoint_due(const struct job *j) { return seconds_now() - j->save
 
 /* ---- a block ---- */
 
+/* Samples of the forward pass that begins at sample `next` of the plan; 0 at its end. */
+static size_t batch_at(const struct job *j, long next) {
+    const struct train_plan *p = &j->plan;
+    size_t left = p->count - (size_t)next % p->count, n = (size_t)j->c->forward_samples;
+    if (n > left) n = left;
+    return (long)n > p->total - next ? (size_t)(p->total - next) : n;
+}
+
 /* Fills the ring from the block's first sample on; j->next is then where the block after it starts. */
 static int harvest(struct job *j, struct error *err) {
     const struct train_plan *p = &j->plan;
@@ -166,10 +178,8 @@ static int harvest(struct job *j, struct error *err) {
     j->next = j->state.cursor;
     while (j->next < p->total && !stop_signal) {
         struct batch b = {0};
-        size_t at = (size_t)j->next % p->count, n = (size_t)j->c->forward_samples;
-        if (n > p->count - at) n = p->count - at;
-        if ((long)n > p->total - j->next) n = (size_t)(p->total - j->next);
-        if (model_batch(&j->model, &b, &j->samples, p->first + at, n, true, err)) return -1;
+        const size_t n = batch_at(j, j->next), first = p->first + (size_t)j->next % p->count;
+        if (ahead_take(&j->ahead, &b, first, n, err)) return -1;
         int kept = ring_kept(&j->ring, &b), status = 0;
         bool fits = j->ring.used + kept <= j->ring.capacity;
         if (!fits && j->ring.used == 0)
@@ -177,8 +187,13 @@ static int harvest(struct job *j, struct error *err) {
                 err,
                 "\"train.ring_rows\" is %d, but %zu samples of a forward pass give %d rows; raise it or lower \"train.forward_samples\"",
                 j->ring.capacity, n, kept);
-        else if (fits)
+        else if (fits) {
+            const long next = j->next + (long)n;
+            ahead_start(&j->ahead, p->first + (size_t)next % p->count, batch_at(j, next));
             status = ring_add(&j->ring, &j->model, &b, err);
+        } else {
+            ahead_return(&j->ahead, &b, first); /* it begins the next block */
+        }
         batch_free(&b);
         if (status) return -1;
         if (!fits) return 0;
