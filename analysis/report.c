@@ -42,6 +42,13 @@ static void tiles(struct report *r) {
     fputs("</div>\n", r->out);
 }
 
+/* Sections of stages that a run may leave out: are there rows, id, name. */
+static const char *const optional[][3] = {
+    {"SELECT count(*) FROM tasks", "tasks", "Task features"},  {"SELECT count(*) FROM evaluations", "evaluations", "Answers"},
+    {"SELECT count(*) FROM head_scores", "heads", "Heads"},    {"SELECT count(*) FROM interventions", "interventions", "Interventions"},
+    {"SELECT count(*) FROM steering", "steering", "Steering"},
+};
+
 static void head(struct report *r) {
     char when[64], sentences[SUMMARY_SENTENCES][512];
     time_t now = time(NULL);
@@ -68,8 +75,8 @@ static void head(struct report *r) {
           "<nav><a href=\"#reconstruction\">Reconstruction</a><a href=\"#adapted\">Adapted features</a><a href=\"#features\">Feature by "
           "feature</a>",
           r->out);
-    if (run_db_count(r->db, "SELECT count(*) FROM tasks")) fputs("<a href=\"#tasks\">Task features</a>", r->out);
-    if (run_db_count(r->db, "SELECT count(*) FROM evaluations")) fputs("<a href=\"#evaluations\">Answers</a>", r->out);
+    for (size_t i = 0; i < sizeof optional / sizeof *optional; i++)
+        if (run_db_count(r->db, optional[i][0])) fprintf(r->out, "<a href=\"#%s\">%s</a>", optional[i][1], optional[i][2]);
     fputs("<a href=\"#run\">This run</a><a href=\"#glossary\">Glossary</a></nav>\n</header>\n", r->out);
     tiles(r);
     int n = run_summary_sentences(&r->summary, sentences);
@@ -196,8 +203,12 @@ int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, st
     if (file_writer_open(&w, path, err)) goto no_file;
     r.out = w.stream;
     head(&r);
-    if (report_reconstruction(&r, err) || report_adapted(&r, err) || report_features(&r, err) || report_tasks(&r, err) ||
-        report_evaluations(&r, err) || report_provenance(&r, err))
+    int (*const sections[])(struct report *, struct error *) = {report_reconstruction, report_adapted,     report_features,
+                                                                report_tasks,          report_evaluations, report_heads,
+                                                                report_effects,        report_steering,    report_provenance};
+    int written = 0;
+    for (size_t i = 0; i < sizeof sections / sizeof *sections && written == 0; i++) written = sections[i](&r, err);
+    if (written)
         file_writer_abort(&w);
     else
         status = file_writer_commit(&w, err);

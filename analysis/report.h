@@ -34,7 +34,7 @@ int figure_open(struct figure *f, struct report *r, int width, int height, struc
 int figure_close(struct figure *f, struct report *r, const char *description, struct error *err); /* draws; frees f in any case */
 void figure_abort(struct figure *f);
 
-/* report_figures.c, report_features.c, report_tasks.c: sections; those of stages that did not run write nothing */
+/* report_figures.c, report_features.c, report_tasks.c, ..: sections; those of stages that did not run write nothing */
 int report_reconstruction(struct report *r, struct error *err);
 int report_adapted(struct report *r, struct error *err);
 int report_features(struct report *r, struct error *err);
@@ -43,5 +43,13 @@ int report_card(struct report *r, int layer, int feature, struct error *err);
 int report_feature_tasks(struct report *r, int layer, int feature, struct error *err);
 int report_tasks(struct report *r, struct error *err);
 int report_evaluations(struct report *r, struct error *err);
+/* report_heads.c: head maps of the targets, where heads look; report_effects.c: interventions, steering. On a card: the heads of the target
+ * "L<layer>F<feature>", and the interventions that take the feature away. */
+int report_heads(struct report *r, struct error *err);
+int report_effects(struct report *r, struct error *err);
+int report_steering(struct report *r, struct error *err);
+int report_feature_heads(struct report *r, int layer, int feature, struct error *err);
+int report_feature_effects(struct report *r, int layer, int feature, struct error *err);
+double report_rank_correlation(const double *x, const double *y, int n); /* Spearman's; NaN where one of them does not vary */
 int report_provenance(struct report *r, struct error *err);
 #endif

@@ -26,10 +26,12 @@ static float value_at(const struct example *e, int t) {
 
 static int pictures(struct report *r, struct error *err) {
     sqlite3_stmt *q = NULL;
-    if (run_db_prepare(r->db, &q, err,
-                       "SELECT DISTINCT s.sample, s.picture FROM examples e JOIN samples s ON s.sample = e.sample"
-                       " WHERE e.regime = ? AND e.rank < ? AND s.picture IS NOT NULL ORDER BY s.sample",
-                       "ti", r->summary.diff_regime, (long)EXAMPLES_SHOWN))
+    if (run_db_prepare(
+            r->db, &q, err,
+            "SELECT DISTINCT s.sample, s.picture FROM examples e JOIN samples s ON s.sample = e.sample"
+            " WHERE e.regime = ? AND e.rank < ? AND s.picture IS NOT NULL UNION SELECT s.sample, s.picture FROM attention a JOIN samples s"
+            " USING(sample) WHERE s.picture IS NOT NULL ORDER BY 1",
+            "ti", r->summary.diff_regime, (long)EXAMPLES_SHOWN))
         return -1;
     fputs("<svg width=\"0\" height=\"0\" style=\"position:absolute\" aria-hidden=\"true\"><defs>\n", r->out);
     while (sqlite3_step(q) == SQLITE_ROW) {
@@ -199,6 +201,8 @@ int report_card(struct report *r, int layer, int feature, struct error *err) {
     int status = norms(r, layer, feature, err);
     fputs("</div>\n", r->out);
     if (status == 0) status = report_feature_tasks(r, layer, feature, err);
+    if (status == 0) status = report_feature_heads(r, layer, feature, err);
+    if (status == 0) status = report_feature_effects(r, layer, feature, err);
     if (status == 0) status = examples(r, layer, feature, err);
     fputs("</section>\n", r->out);
     return status;

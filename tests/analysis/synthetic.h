@@ -148,6 +148,39 @@ static inline int synthetic_task(sqlite3 *db, const char *name, struct error *er
                : 0;
 }
 
+/* Heads, attention, interventions and a sweep of invented numbers; layer and feature: one that an intervention removes. */
+static inline int synthetic_causes(sqlite3 *db, int layer, int feature, struct error *err) {
+    float weights[64];
+    char edits[256];
+    for (int i = 0; i < 64; i++) weights[i] = (float)(i % 9) / 64;
+    snprintf(edits, sizeof edits,
+             "[{\"op\":\"project_out\",\"vector\":{\"sae\":\"/r/sae/text/layer_%d\",\"feature\":%d}},{\"op\":\"head\",\"heads\":[1]}]",
+             layer, feature);
+    for (long l = 0; l < 3; l++)
+        for (long h = 0; h < 4; h++) {
+            double score = (double)(l + 1) * (h % 2 ? -0.125 : 0.25) + 0.01 * (double)h;
+            if (run_db_run(db, err, "INSERT INTO heads VALUES('task:<a>',?,?,'corrupt','mean',?,?)", "iidd", l, h, score,
+                           (l + h) % 2 ? 2 * score : NAN))
+                return -1;
+        }
+    char target[32];
+    snprintf(target, sizeof target, "L%dF%d", layer, feature);
+    return run_db_run(db, err, "INSERT INTO heads VALUES(?,0,3,'corrupt','mean',0.75,NULL)", "t", target) ||
+                   run_db_run(db, err, "INSERT INTO attention SELECT 'task:<a>', 1, 2, sample, ? FROM samples", "b", (const void *)weights,
+                              sizeof weights) ||
+                   run_db_run(db, err,
+                              "INSERT INTO effects VALUES('no "
+                              "<features>','VSR',600,0.98,0.8,-0.18,-0.21,-0.15,110,2,1e-9,0,-0.01,-0.03,0.01,20,0,?1),"
+                              "('no \"heads\"','VSR',600,0.98,0.97,-0.01,-0.03,0.01,9,3,0.1,0,NULL,NULL,NULL,0,0,'[]')",
+                              "t", edits) ||
+                   run_db_exec(db, err,
+                               "INSERT INTO effect_relations VALUES('no <features>','VSR','left of',90,0.9,0.5,-0.4,-0.5,-0.3,36,0,1e-5);"
+                               "INSERT INTO steering VALUES('CAA','VSR','dev',2,0,300,0.7,0),('CAA','VSR','dev',2,1,300,0.8,1),"
+                               "('CAA','VSR','dev',4,0,300,0.7,0),('CAA','VSR','dev',4,1,300,0.6,0),('CAA','VSR','test',2,1,300,0.775,1)")
+               ? -1
+               : 0;
+}
+
 /* Fills an opened run.db. */
 static inline int synthetic_fill(sqlite3 *db, const struct synthetic *s, struct error *err) {
     uint8_t kinds[128];

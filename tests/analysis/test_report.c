@@ -117,6 +117,49 @@ static void test_tasks(void **state) {
     sqlite3_close(db);
 }
 
+static void test_causes(void **state) {
+    (void)state;
+    struct error err = {""};
+    sqlite3 *db = open_synthetic(&(struct synthetic){4, 512, 8});
+    int layer = (int)run_db_count(db, "SELECT layer FROM examples ORDER BY layer, feature LIMIT 1"),
+        feature = (int)run_db_count(db, "SELECT feature FROM examples ORDER BY layer, feature LIMIT 1");
+    if (synthetic_causes(db, layer, feature, &err)) fail_msg("%s", err.text);
+    char *html = report_text(db);
+    const char *const expected[] = {"id=\"heads\"",
+                                    "&ldquo;task:&lt;a&gt;&rdquo;",
+                                    "layer 2, head 1: -0.365; patched: -0.73",
+                                    "Rank correlation (Spearman) over 6 heads: <b>1.00</b>",
+                                    "Layer 1 &middot; head 2",
+                                    "written by L0H3 <b>+0.75</b>",
+                                    "id=\"interventions\"",
+                                    "no &lt;features&gt;",
+                                    "98.0 &rarr; 80.0",
+                                    "-21.0 to -15.0",
+                                    "-1.0 (-3.0 to +1.0), 20",
+                                    "VSR <b>-18.0</b> points",
+                                    "90.0 &rarr; 50.0",
+                                    "id=\"steering\"",
+                                    "test, layer 2, strength 1: <b>77.5&thinsp;%</b> of 300."};
+    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
+        if (!strstr(html, expected[i])) fail_msg("the report lacks %s", expected[i]);
+    assert_null(strstr(html, "<features>"));
+    assert_int_equal(occurrences(html, "bright where the head looks"), 5); /* of eight samples */
+    assert_int_equal(occurrences(html, "patched: "), 6);
+    assert_int_equal(occurrences(html, "<svg"), occurrences(html, "</svg>"));
+    assert_int_equal(occurrences(html, "<section"), occurrences(html, "</section>"));
+    assert_int_equal(occurrences(html, "<div"), occurrences(html, "</div>"));
+    free(html);
+    sqlite3_close(db);
+}
+
+static void test_rank_correlation(void **state) {
+    (void)state;
+    static const double x[] = {3, 1, 4, 1, 5, 9, 2, 6}, y[] = {2.5, 7, 1, 8, 2.5, 8, 1, 8}, flat[] = {2, 2, 2};
+    assert_true(fabs(report_rank_correlation(x, y, 8) - 0.19885368120992467) < 1e-12); /* scipy.stats.spearmanr */
+    assert_true(report_rank_correlation(x, x, 8) > 1 - 1e-12);
+    assert_true(isnan(report_rank_correlation(x, flat, 3)));
+}
+
 /* Ids are unique and every reference finds its target. */
 static void test_ids(void **state) {
     (void)state;
@@ -225,7 +268,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_html_pieces),    cmocka_unit_test(test_empty_run),  cmocka_unit_test(test_ids),
         cmocka_unit_test(test_subset_says_so), cmocka_unit_test(test_no_gnuplot), cmocka_unit_test(test_sections),
-        cmocka_unit_test(test_tasks),
+        cmocka_unit_test(test_tasks),          cmocka_unit_test(test_causes),     cmocka_unit_test(test_rank_correlation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
