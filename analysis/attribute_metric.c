@@ -25,8 +25,7 @@ static int open_one(struct attribute_work *w, struct attribute_metric *k, struct
         return fail(err,
                     "the dictionary has rows of %d, the model's residual stream is %d wide; give the dictionary of this model's layer %d",
                     s->sae->d, w->C, s->layer);
-    if (w->job->code && s->sae->transcoder)
-        return fail(err, "--metric code: a transcoder's codes are of another point than resid_post; use --metric direction");
+    if (w->job->code && sae_check_plain(s->sae, err)) return error_context(err, "--metric code");
     k->vector = memory_take(C, sizeof *k->vector);
     k->wanted = memory_take((size_t)s->sae->M, 1);
     double *sum = memory_take(C, sizeof *sum);

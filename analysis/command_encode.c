@@ -117,12 +117,23 @@ static void add_skip(struct sae *sae, float *x_hat, float *skip, const void *x, 
     free(host);
 }
 
+struct normalised { /* a chunk's rows, to be undone */
+    enum sae_norm norm;
+    float shift[CHUNK], scale[CHUNK];
+};
+
+static void normalise(float *rows, int n, int d, void *context) {
+    struct normalised *c = context;
+    sae_normalise(c->norm, rows, c->shift, c->scale, n, d);
+}
+
 static int encode_rows(struct device *dev, const struct sae_host *host, const struct rows *rows, const char *out, struct error *err) {
     struct sae sae = {0};
     struct row_feed feed = {0};
     struct buffers b = {0};
     struct codes codes = {0};
     struct progress progress;
+    struct normalised normalised = {.norm = host->norm};
     int status = -1, d = rows->d;
     float *skip = NULL, *x_hat = memory_take((size_t)rows->n * (size_t)d + 1, sizeof *x_hat);
     codes.counts = memory_take((size_t)rows->n + 1, sizeof *codes.counts);
@@ -135,14 +146,17 @@ static int encode_rows(struct device *dev, const struct sae_host *host, const st
              (size_t)CHUNK * (size_t)d * sizeof *skip, device_memory_free(dev));
         goto done;
     }
+    if (host->norm != SAE_NORM_NONE) feed.prepare = normalise, feed.context = &normalised;
     progress_start(&progress, "encode", "rows", rows->n);
     for (int first = 0; first < rows->n; first += CHUNK) {
         int n = rows->n - first < CHUNK ? rows->n - first : CHUNK;
+        float *rebuilt = x_hat + (size_t)first * (size_t)d;
         row_feed_put(&feed, NULL, first, n);
         if (encode_chunk(&sae, &b, feed.x, n, err)) goto done;
         OP(sae_decode)(dev, b.x_hat, b.indices, b.values, sae.D, sae.b_d, n, d, b.K);
-        device_download(dev, x_hat + (size_t)first * (size_t)d, b.x_hat, (size_t)n * (size_t)d * sizeof(float));
-        if (skip) add_skip(&sae, x_hat + (size_t)first * (size_t)d, skip, feed.x, n);
+        device_download(dev, rebuilt, b.x_hat, (size_t)n * (size_t)d * sizeof(float));
+        if (skip) add_skip(&sae, rebuilt, skip, feed.x, n);
+        if (feed.prepare) sae_denormalise(rebuilt, normalised.shift, normalised.scale, n, d);
         keep_active(&codes, &b, first, n);
         progress_update(&progress, first + n, NULL);
     }

@@ -303,8 +303,7 @@ static int read_place(const struct reader *r) {
     if (!v) return fail(r->err, "\"layer\" is missing: the model's layers are 0 to %d", r->m->n_layers - 1);
     const int layer = read_index(r, v, "layer", "the model's layers", r->m->n_layers);
     if (layer < 0 || !(r->e->sae = dictionary(r, r->o))) return -1;
-    if (r->e->sae->host.transcoder)
-        return fail(r->err, "\"sae\": a transcoder, whose codes are not of resid_post; expected a sparse autoencoder");
+    if (sae_check_plain(&r->e->sae->host, r->err)) return error_context(r->err, "\"sae\"");
     r->e->layers[layer] = true;
     r->e->points[EDIT_RESID_POST] = true;
     probe_name(PROBE_RESID_POST, layer, name, sizeof name);

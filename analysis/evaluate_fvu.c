@@ -293,8 +293,8 @@ static int open_dictionary(struct evaluation *e, struct layer *l, const char *pa
     *native = host.activation != SAE_TOPK || host.K != e->c->k;
     if (host.d != e->d)
         fail(err, "%s: expected a dictionary of width %d, found %d", path, e->d, host.d);
-    else if (host.transcoder)
-        fail(err, "%s: a transcoder, which does not give back its input; expected a sparse autoencoder", path);
+    else if (sae_check_plain(&host, err))
+        error_context(err, "%s", path);
     else if (!topk || sae_make_topk(&host, e->c->k, err) == 0)
         status = sae_upload(&l->saes[l->n_saes], e->dev, &host, 0, e->c->bf16_products, err);
     sae_host_free(&host);

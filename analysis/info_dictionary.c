@@ -28,6 +28,7 @@ static void note_units(struct info *info, const struct sae_host *s) {
     if (s->k_assumed) note(info, "the files do not say k; 50 is taken, --k gives another");
     if (sae_fixed_k(s->activation) && s->K == 0) note(info, "the files do not say k; give it with --k");
     if (s->transcoder) note(info, "a transcoder: encode and convert take it, training, diffing and evaluation do not");
+    if (s->norm != SAE_NORM_NONE) note(info, "normalises every row: encode and convert take it, training, diffing and evaluation do not");
 }
 
 static void note_layouts(struct info *info, const struct sae_host *s) {

@@ -95,6 +95,7 @@ void row_feed_put(struct row_feed *f, const int *index, int first, int n) {
     CHECK(n >= 1 && n <= f->max, "n=%d max=%d", n, f->max);
     if (!index) tensor_to_f32(f->rows->tensor, (size_t)first * d, count, f->host);
     for (int i = 0; index && i < n; i++) tensor_to_f32(f->rows->tensor, (size_t)index[i] * d, d, f->host + (size_t)i * d);
+    if (f->prepare) f->prepare(f->host, n, f->rows->d, f->context);
     device_upload(f->dev, f->staging, f->host, count * sizeof(float));
     OP(act_from_real)(f->dev, f->x, f->staging, count);
 }

@@ -22,6 +22,8 @@ struct row_feed { /* owns staging and batch */
     float *host;
     void *staging, *x; /* device: (max, d) f32 and act_t */
     int max;
+    void (*prepare)(float *rows, int n, int d, void *context); /* on the host, before they go to the device; NULL: nothing */
+    void *context;
 };
 int row_feed_open(struct row_feed *f, struct device *dev, const struct rows *rows, int max, struct error *err);
 void row_feed_close(struct row_feed *f);

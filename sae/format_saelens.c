@@ -6,6 +6,7 @@
  *   apply_b_dec_to_input              b_e -= E b_d
  *   rescale_acts_by_decoder_norm      E, b_e *= n, D /= n (n = |D row|): the same codes as SAELens returns
  *   threshold                         max(threshold, 0), which relu makes of it
+ *   normalize_activations             layer_norm, constant_norm_rescale: of every row, undone on y; expected_average_only_in: nothing
  *   gated                             a JumpReLU (fold_gate)
  * Batch-topk and matryoshka dictionaries are saved by SAELens as jumprelu. */
 #include "host/file.h"
@@ -55,24 +56,25 @@ static int read_architecture(struct sae_host *s, struct lens *c, const json_t *o
                 file, arch);
 }
 
-static int read_normalisation(const json_t *o, const char *file, struct error *err) {
+static int read_normalisation(struct sae_host *s, const json_t *o, const char *file, struct error *err) {
     const json_t *v = json_object_get(o, "normalize_activations");
-    const char *text;
-    if (!v || json_is_boolean(v)) { /* before 6: true meant expected_average_only_in */
-        if (json_is_true(v))
-            log_note("%s: activations were normalised on average during training; as in SAELens, inputs are taken as they are", file);
-        return 0;
-    }
-    if (json_text(o, file, "normalize_activations", &text, err)) return -1;
+    const char *text = json_is_true(v) ? "expected_average_only_in" : "none"; /* before 6: true or false */
+    if (v && !json_is_boolean(v) && json_text(o, file, "normalize_activations", &text, err)) return -1;
     if (!text || strcmp(text, "none") == 0) return 0;
-    if (strcmp(text, "expected_average_only_in") == 0) {
+    if (strcmp(text, "expected_average_only_in") == 0)
         log_note("%s: activations were normalised on average during training; as in SAELens, inputs are taken as they are", file);
-        return 0;
-    }
-    return fail(err,
-                "%s: \"normalize_activations\": expected \"none\" or \"expected_average_only_in\", found \"%.60s\", which scales every "
-                "input by itself and is not supported",
-                file, text);
+    else if (strcmp(text, "constant_norm_rescale") == 0)
+        s->norm = SAE_NORM_LENGTH;
+    else if (strcmp(text, "layer_norm") == 0)
+        s->norm = SAE_NORM_LAYER;
+    else
+        return fail(err,
+                    "%s: \"normalize_activations\": expected \"none\", \"expected_average_only_in\", \"constant_norm_rescale\" or "
+                    "\"layer_norm\", found \"%.60s\", which is not supported",
+                    file, text);
+    return s->norm != SAE_NORM_NONE && s->transcoder
+               ? fail(err, "%s: \"normalize_activations\": a transcoder with %s, which is not supported", file, text)
+               : 0;
 }
 
 static int read_config(struct sae_host *s, struct lens *c, const char *file, struct error *err) {
@@ -88,7 +90,7 @@ static int read_config(struct sae_host *s, struct lens *c, const char *file, str
         fail(err, "%s: \"%s\" is missing; is this the cfg.json of a SAELens dictionary?", file, s->d == 0 ? "d_in" : "d_sae");
         goto done;
     }
-    if (read_architecture(s, c, o, file, err) || read_normalisation(o, file, err) ||
+    if (read_architecture(s, c, o, file, err) || read_normalisation(s, o, file, err) ||
         json_bool(o, file, "apply_b_dec_to_input", !s->transcoder, &c->pre_bias, err))
         goto done;
     if (d_out != s->d) {

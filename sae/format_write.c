@@ -37,6 +37,8 @@ int sae_can_save(const struct sae_host *s, enum sae_layout to, struct error *err
                                                                     : "autoencoder";
     if (!(s->skip ? has[to].skip : s->transcoder ? has[to].transcoder : has[to].autoencoder)[s->activation])
         return fail(err, "the %s layout has no %s %s; choose another with --to", name, sae_activation_name(s->activation), kind);
+    if (s->norm != SAE_NORM_NONE && to != SAE_LAYOUT_SAELENS)
+        return fail(err, "the %s layout has no normalisation of rows, which this dictionary needs; --to saelens has", name);
     if (s->ranked)
         return fail(err, "the %s layout cannot rank features by decoder norm and keep codes as they are, as this topk dictionary does",
                     name);
@@ -61,6 +63,7 @@ static float *transposed(const float *x, size_t rows, size_t columns) {
 static json_t *saelens_config(const struct sae_host *s) {
     static const char *const autoencoder[] = {"topk", "jumprelu", "standard"}, *const transcoder[] = {"", "jumprelu_transcoder",
                                                                                                       "transcoder"};
+    static const char *const norms[] = {"none", "constant_norm_rescale", "layer_norm"};
     json_t *o = json_object(), *metadata = json_object();
     json_object_set_new(o, "architecture",
                         json_string(s->skip ? "skip_transcoder" : (s->transcoder ? transcoder : autoencoder)[s->activation]));
@@ -74,7 +77,7 @@ static json_t *saelens_config(const struct sae_host *s) {
     json_object_set_new(o, "dtype", json_string("float32"));
     json_object_set_new(o, "device", json_string("cpu"));
     json_object_set_new(o, "apply_b_dec_to_input", json_false());
-    json_object_set_new(o, "normalize_activations", json_string("none"));
+    json_object_set_new(o, "normalize_activations", json_string(norms[s->norm]));
     json_object_set_new(o, "reshape_activations", json_string("none"));
     if (s->hook[0]) json_object_set_new(metadata, "hook_name", json_string(s->hook));
     if (s->hook_out[0]) json_object_set_new(metadata, "hook_name_out", json_string(s->hook_out));

@@ -73,9 +73,7 @@ int sae_random(struct sae_host *s, int d, int M, int K, unsigned long seed, stru
 }
 
 int sae_make_topk(struct sae_host *s, int k, struct error *err) {
-    if (s->transcoder)
-        return fail(err, "a transcoder (its input is %s) does not give back its input; expected a sparse autoencoder",
-                    s->hook[0] ? s->hook : "another hook point than its output");
+    if (sae_check_plain(s, err)) return -1;
     free(s->threshold), free(s->rank_scale);
     s->threshold = s->rank_scale = NULL;
     s->ranked = false;
@@ -95,4 +93,33 @@ int sae_set_k(struct sae_host *s, int k, const char *path, struct error *err) {
     if (s->K > 0 && s->K != k && !s->k_assumed) log_note("%s: its own k is %d, --k %d takes its place", path, s->K, k);
     s->K = k;
     return 0;
+}
+
+int sae_check_plain(const struct sae_host *s, struct error *err) {
+    if (s->transcoder)
+        return fail(err, "a transcoder (its input is %s) does not give back its input; expected a sparse autoencoder",
+                    s->hook[0] ? s->hook : "another hook point than its output");
+    if (s->norm != SAE_NORM_NONE)
+        return fail(err, "a dictionary that normalises every row (%s) is for encode and convert only",
+                    s->norm == SAE_NORM_LAYER ? "layer_norm" : "constant_norm_rescale");
+    return 0;
+}
+
+void sae_normalise(enum sae_norm norm, float *x, float *shift, float *scale, int n, int d) {
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < n; r++) {
+        float *row = x + (size_t)r * (size_t)d;
+        double mean = 0, square = 0;
+        for (int i = 0; i < d && norm == SAE_NORM_LAYER; i++) mean += (double)row[i] / d;
+        for (int i = 0; i < d; i++) square += ((double)row[i] - mean) * ((double)row[i] - mean);
+        const double size = norm == SAE_NORM_LAYER ? sqrt(square / (d > 1 ? d - 1 : 1)) : sqrt(square / d);
+        const double by = norm == SAE_NORM_LAYER ? size + 1e-5 : size > 0 ? size : 1; /* a row of zeros stays one */
+        for (int i = 0; i < d; i++) row[i] = (float)(((double)row[i] - mean) / by);
+        shift[r] = (float)mean, scale[r] = (float)size;
+    }
+}
+
+void sae_denormalise(float *x, const float *shift, const float *scale, int n, int d) {
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < d; i++) x[(size_t)r * (size_t)d + (size_t)i] = x[(size_t)r * (size_t)d + (size_t)i] * scale[r] + shift[r];
 }

@@ -23,10 +23,17 @@ enum sae_format {
     SAE_FORMAT_MMDIFF,
     SAE_FORMAT_QWEN_SCOPE,
 };
+/* What is done to every row before it is encoded and undone to its reconstruction (SAELens). */
+enum sae_norm {
+    SAE_NORM_NONE,
+    SAE_NORM_LENGTH, /* x sqrt(d) / |x|: constant_norm_rescale */
+    SAE_NORM_LAYER,  /* (x - mean) / (deviation + 1e-5), deviation with d - 1: layer_norm */
+};
 struct sae_host { /* on the host, owned, f32, in `encode`'s units of docs/cli.md */
     enum sae_format format;
     enum sae_activation activation;
     bool transcoder; /* x_hat is not x's reconstruction but another hook point's value */
+    enum sae_norm norm;
     int d, M, K;     /* K: active features of a row where the activation fixes them; 0 when the file does not hold it */
     bool k_assumed;  /* K is the format's default, no file says it */
     bool ranked;     /* topk ranked by h * rank_scale */
@@ -58,6 +65,11 @@ bool sae_fixed_k(enum sae_activation a);
 /* Random start: seeded unit decoder rows, encoder their copy, biases 0. */
 int sae_random(struct sae_host *s, int d, int M, int K, unsigned long seed, struct error *err);
 
+/* Rows (n, d) in place; undone: x = x scale + shift. shift, scale [out] (n). */
+void sae_normalise(enum sae_norm norm, float *x, float *shift, float *scale, int n, int d);
+void sae_denormalise(float *x, const float *shift, const float *scale, int n, int d);
+/* Whether it gives back rows as they come: transcoders and dictionaries that normalise rows do not; -1 with why. */
+int sae_check_plain(const struct sae_host *s, struct error *err);
 /* k for a dictionary with a fixed number of active features: k > 0 takes the place of the file's own; path is for messages. */
 int sae_set_k(struct sae_host *s, int k, const char *path, struct error *err);
 
@@ -74,7 +86,7 @@ struct sae { /* on the device */
     int max_rows;
 };
 /* Turns a start into a TopK dictionary of k features: threshold and rank scale are dropped, weights stay in encode's units (papers.md 1.2).
- * k 0: the file's own, 50 where it holds none. Transcoders are refused. */
+ * k 0: the file's own, 50 where it holds none. Only plain ones. */
 int sae_make_topk(struct sae_host *s, int k, struct error *err);
 int sae_upload(struct sae *dst, struct device *dev, const struct sae_host *s, int max_rows, bool bf16_products, struct error *err);
 void sae_free(struct sae *s);

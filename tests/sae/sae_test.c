@@ -74,7 +74,11 @@ void forward(struct device *dev, const struct sae_host *host, const float *x, in
     int K = sae_fixed_k(host->activation) ? host->K : host->M;
     size_t slots = (size_t)n * (size_t)K, rows = (size_t)n * (size_t)host->d;
     assert_int_equal(sae_upload(&sae, dev, host, n, false, &err), 0);
-    float *dx = on_device(dev, x, rows * sizeof *x), *dv = on_device(dev, NULL, slots * sizeof(float));
+    float *rows_in = memory_take(rows, sizeof *rows_in), *shift = memory_take((size_t)n, sizeof *shift);
+    float *scale = memory_take((size_t)n, sizeof *scale);
+    memcpy(rows_in, x, rows * sizeof *rows_in);
+    if (host->norm != SAE_NORM_NONE) sae_normalise(host->norm, rows_in, shift, scale, n, host->d);
+    float *dx = on_device(dev, rows_in, rows * sizeof *x), *dv = on_device(dev, NULL, slots * sizeof(float));
     float *dr = on_device(dev, NULL, rows * sizeof(float)), *skip = memory_take(rows, sizeof *skip);
     int *di = on_device(dev, NULL, slots * sizeof(int)), *dc = on_device(dev, NULL, (size_t)n * sizeof(int));
     sae_encode(&sae, di, dv, dc, dx, n, K);
@@ -89,6 +93,7 @@ void forward(struct device *dev, const struct sae_host *host, const float *x, in
         device_download(dev, skip, dr, rows * sizeof *skip);
         for (size_t i = 0; i < rows; i++) reconstruction[i] += skip[i];
     }
+    if (host->norm != SAE_NORM_NONE) sae_denormalise(reconstruction, shift, scale, n, host->d);
     memset(codes, 0, (size_t)n * (size_t)host->M * sizeof *codes);
     for (size_t i = 0; i < slots; i++) {
         if (indices[i] < 0) continue;
@@ -96,7 +101,7 @@ void forward(struct device *dev, const struct sae_host *host, const float *x, in
         codes[i / (size_t)K * (size_t)host->M + (size_t)indices[i]] = values[i];
     }
     device_free(dev, dx), device_free(dev, dv), device_free(dev, dr), device_free(dev, di), device_free(dev, dc);
-    free(indices), free(values), free(skip);
+    free(indices), free(values), free(skip), free(rows_in), free(shift), free(scale);
     sae_free(&sae);
 }
 

@@ -18,6 +18,8 @@ static const struct golden_case {
     {"saelens_standard", "", "sm"},
     {"saelens_before_6", "", "spm"},
     {"saelens_gated", "", "sm"},
+    {"saelens_layer_norm", "", "s"},
+    {"saelens_constant_norm", "", "s"},
     {"saelens_transcoder", "", "s"},
     {"saelens_skip_transcoder", "", "s"},
     {"saelens_jumprelu_transcoder", "", "s"},

@@ -125,8 +125,11 @@ static void test_hostile(void **state) {
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 41}", "\"k\"", "41");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"gated\"}", "b_gate", "missing");
     hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"transcoder\", \"d_out\": 8}", "d_out", "transcoder");
-    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 5, \"normalize_activations\": \"layer_norm\"}",
-                    "normalize_activations", "layer_norm");
+    hostile_saelens(
+        "{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"topk\", \"k\": 5, \"normalize_activations\": \"covariance_whitening\"}",
+        "normalize_activations", "covariance_whitening");
+    hostile_saelens("{\"d_in\": 16, \"d_sae\": 40, \"architecture\": \"transcoder\", \"normalize_activations\": \"layer_norm\"}",
+                    "normalize_activations", "transcoder");
     static const char *const others[] = {"abstopk", "matching_pursuit", "temporal", "jumprelu_skip_transcoder", "batchtopk"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         char cfg[128];

@@ -38,6 +38,8 @@ static void test_saelens(void **state) {
     check_golden(dev, "saelens_jumprelu_transcoder", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
     check_golden(dev, "saelens_batchtopk", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
     check_golden(dev, "saelens_matryoshka", "", SAE_FORMAT_SAELENS, SAE_JUMPRELU, 0, 7);
+    check_golden(dev, "saelens_layer_norm", "", SAE_FORMAT_SAELENS, SAE_TOPK, 5, 7);
+    check_golden(dev, "saelens_constant_norm", "", SAE_FORMAT_SAELENS, SAE_RELU, 0, 7);
 }
 
 static void test_dictionary_learning(void **state) {

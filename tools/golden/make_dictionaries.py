@@ -112,14 +112,16 @@ def saelens_forward(folder, x, dtype):
 def make_saelens():
     import sae_lens
     from sae_lens import (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, GatedSAE, GatedSAEConfig, JumpReLUTranscoder, JumpReLUTranscoderConfig, MatryoshkaBatchTopKTrainingSAE,
-                          MatryoshkaBatchTopKTrainingSAEConfig, SkipTranscoder, SkipTranscoderConfig, Transcoder, TranscoderConfig)
+                          MatryoshkaBatchTopKTrainingSAEConfig, SkipTranscoder, SkipTranscoderConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig, Transcoder, TranscoderConfig)
     from sae_lens.saes.sae import SAEMetadata
     hook = SAEMetadata(hook_name="blocks.7.hook_resid_post")
     mlp = SAEMetadata(hook_name="blocks.7.ln2.hook_normalized", hook_name_out="blocks.7.hook_mlp_out")
     dims, cross = {"d_in": d, "d_sae": M, "metadata": hook}, {"d_in": d, "d_sae": M, "d_out": d, "apply_b_dec_to_input": False, "metadata": mlp}
     cases = [("saelens_gated", GatedSAE(GatedSAEConfig(**dims))), ("saelens_transcoder", Transcoder(TranscoderConfig(**cross))), ("saelens_skip_transcoder", SkipTranscoder(SkipTranscoderConfig(**cross))),
              ("saelens_jumprelu_transcoder", JumpReLUTranscoder(JumpReLUTranscoderConfig(**cross))), ("saelens_batchtopk", BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=K, **dims))),
-             ("saelens_matryoshka", MatryoshkaBatchTopKTrainingSAE(MatryoshkaBatchTopKTrainingSAEConfig(k=K, matryoshka_widths=[16, 64], **dims)))]
+             ("saelens_matryoshka", MatryoshkaBatchTopKTrainingSAE(MatryoshkaBatchTopKTrainingSAEConfig(k=K, matryoshka_widths=[16, 64], **dims))),
+             ("saelens_layer_norm", TopKSAE(TopKSAEConfig(k=K, normalize_activations="layer_norm", **dims))),
+             ("saelens_constant_norm", StandardSAE(StandardSAEConfig(normalize_activations="constant_norm_rescale", **dims)))]
     for seed, (folder, sae) in enumerate(cases):
         randomise(sae.named_parameters(), 80 + seed, {"r_mag": 0.5})
         if hasattr(sae, "topk_threshold"):
