@@ -136,7 +136,7 @@ static int reserve(struct attribute_work *w, int N, struct error *err) {
     return llama_tape_reserve(&w->tape, w->m->llm, w->dev, N, w->layers, w->tape.memory.bytes + device_memory_free(w->dev) / 2, err);
 }
 
-static int score_pair(struct attribute_work *w, const struct attribute_pair *p, double *m[2], struct error *err) {
+int attribute_score_pair(struct attribute_work *w, const struct attribute_pair *p, double *m[2], struct error *err) {
     const struct attribute_job *j = w->job;
     struct llama_rows rows;
     act_t *z[2];
@@ -191,7 +191,7 @@ static int attribute_batch(struct attribute_work *w, struct attribution *a, size
     const int S = (int)n;
     double *m[2] = {memory_take((size_t)w->job->n_sets * n, sizeof(double)), memory_take((size_t)w->job->n_sets * n, sizeof(double))};
     int status = attribute_pair_make(w, &p, first, n, err);
-    if (status == 0) status = score_pair(w, &p, m, err);
+    if (status == 0) status = attribute_score_pair(w, &p, m, err);
     if (status == 0) {
         const size_t count = (size_t)w->layers * (size_t)p.b[CLEAN]->n_tokens * (size_t)w->H;
         float *all = memory_take(count, sizeof *all);

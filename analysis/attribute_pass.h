@@ -58,6 +58,9 @@ struct attribute_run { /* one forward pass over a batch from a given stream */
 };
 int attribute_forward(struct attribute_work *w, struct llama_rows *rows, const struct attribute_run *run, struct error *err);
 
+/* Scores of one batch into w->scores (layers, N, H) on the device; m [out] (n_sets, S) of each run. */
+int attribute_score_pair(struct attribute_work *w, const struct attribute_pair *p, double *m[2], struct error *err);
+
 /* ---- attribute_exact.c: which heads are patched, and their effects; a->signed_score is given ---- */
 int attribute_patch(struct attribute_work *w, struct attribution *a, struct error *err);
 #endif

@@ -44,6 +44,19 @@ void prefill_prepare(struct bench *b);
 void prefill_run(struct bench *b);
 void prefill_verify(struct bench *b);
 
+/* ---- attribution.c ---- */
+void attribution_prepare(struct bench *b);
+void attribution_run(struct bench *b);
+void attribution_verify(struct bench *b);
+
+/* ---- model.c ---- */
+enum { BENCH_VOCAB = 1024 };
+struct llama;
+struct llama_rows;
+/* Random weights and one sequence; dims 0 to 5: width, layers, heads, kv heads, mlp, tokens. Sets flops and bytes of a prefill. m: all
+ * zero, or made by this before. */
+void bench_llama(struct bench *b, struct llama *m, struct llama_rows *rows);
+
 /* ---- tensors.c ---- */
 void *bench_floats(struct bench *b, size_t n, double scale);     /* f32, normal values times scale */
 void *bench_acts(struct bench *b, size_t n, double scale);       /* act_t */

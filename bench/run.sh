@@ -1,5 +1,5 @@
 #!/bin/bash
-# bench/run.sh [BENCH]: every op against its floor, then the SAE step and the prefill beside PyTorch (A B B A), where a Python
+# bench/run.sh [BENCH]: every op against its floor, then the SAE step, the prefill and attribution beside PyTorch (A B B A), where a Python
 # with PyTorch is found: $PYTHON, else python3. Timings are only as quiet as the machine; ratios are of one window.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +19,8 @@ fi
 if "$python" -c 'import torch, transformers' 2>/dev/null; then
     echo
     "$python" bench/peers/prefill.py "$bench" "$threads"
+    echo
+    "$python" bench/peers/attribution.py "$bench" "$threads"
 else
-    echo "no transformers in $python: the prefill is not compared"
+    echo "no transformers in $python: prefill and attribution are not compared"
 fi
