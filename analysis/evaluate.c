@@ -2,6 +2,7 @@
 #include "analysis/evaluate.h"
 #include "host/file.h"
 #include "host/progress.h"
+#include "models/ahead.h"
 #include "models/llama.h"
 #include "models/prefix.h"
 #include <math.h>
@@ -104,6 +105,8 @@ struct job {
     bool after_image;
     struct yes_no words;
     float *logits; /* (batch, V), VSR */
+    size_t batch;
+    struct ahead ahead;
 };
 
 /* p NULL: the batch is run by itself. */
@@ -160,11 +163,11 @@ static int answer_vqa(struct job *j, const struct variant *v, const struct batch
     return status;
 }
 
-/* Samples at .. at + n of the job under every variant. */
-static int run_batch(struct job *j, size_t first, size_t at, size_t n, struct error *err) {
+/* The batch that begins at first + at, under every variant. */
+static int run_batch(struct job *j, size_t first, size_t at, size_t end, struct error *err) {
     struct batch b;
     struct prefix *p = NULL;
-    int status = stop_signal ? 128 + stop_signal : model_batch(j->m, &b, j->s, first + at, n, false, err);
+    int status = stop_signal ? 128 + stop_signal : ahead_next(&j->ahead, &b, first + at, j->batch, end, err);
     if (status) return status;
     if (j->n > 1) status = prefix_open(&p, j->m, &b, j->after_image, new_tokens(j), err);
     for (int i = 0; i < j->n && status == 0; i++) {
@@ -185,9 +188,10 @@ static int run(struct job *j, size_t first, size_t count, int batch, struct erro
     if (what) progress_start(&progress, what, "samples", (long)count);
     for (size_t at = 0; at < count && status == 0; at += (size_t)batch) {
         const size_t n = count - at < (size_t)batch ? count - at : (size_t)batch;
-        status = run_batch(j, first, at, n, err);
+        status = run_batch(j, first, at, first + count, err);
         if (what) progress_update(&progress, (long)(at + n), NULL);
     }
+    ahead_end(&j->ahead);
     if (what) progress_end(&progress);
     return status;
 }
@@ -202,7 +206,8 @@ static void count_scores(struct evaluation *e) {
 
 int evaluate_variants(struct model *m, const struct samples *s, size_t first, size_t count, const struct variant *variants, int n,
                       bool after_image, int batch, struct error *err) {
-    struct job j = {.m = m, .s = s, .variants = variants, .n = n, .after_image = after_image};
+    struct job j = {
+        .m = m, .s = s, .variants = variants, .n = n, .after_image = after_image, .batch = (size_t)batch, .ahead = {.m = m, .s = s}};
     for (int i = 0; i < n; i++) {
         struct evaluation *e = variants[i].out;
         e->at = NULL;

@@ -5,6 +5,7 @@
 #include "analysis/select.h"
 #include "host/file.h"
 #include "host/progress.h"
+#include "models/ahead.h"
 #include "kernels/activation.h"
 #include <stdlib.h>
 #include <string.h>
@@ -129,18 +130,20 @@ static int observe(void *context, struct device *dev, int layer, void *x, int ro
 static int run_lines(struct filter *p, struct model *m, int first, int end, struct progress *progress, struct error *err) {
     struct probe *probes = memory_take((size_t)(end - first) + 1, sizeof *probes);
     const size_t batch = (size_t)p->c->forward_samples;
+    struct ahead ahead = {.m = m, .s = &p->lines};
     int n = 0, status = 0;
     for (int l = first; l < end; l++)
         if (p->layers[l].count) probes[n++] = (struct probe){PROBE_RESID_POST, p->layers[l].l->job.layer, observe, &p->layers[l]};
     for (size_t at = 0; at < p->lines.count && status == 0; at += batch) {
         const size_t some = p->lines.count - at < batch ? p->lines.count - at : batch;
         struct batch b;
-        status = stop_signal ? 128 + stop_signal : model_batch(m, &b, &p->lines, at, some, false, err);
+        status = stop_signal ? 128 + stop_signal : ahead_next(&ahead, &b, at, batch, p->lines.count, err);
         if (status) break;
         status = model_forward(m, &b, probes, n, NULL, err);
         batch_free(&b);
         progress_update(progress, (long)(at + some), NULL);
     }
+    ahead_end(&ahead);
     free(probes);
     return status;
 }
