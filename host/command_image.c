@@ -15,40 +15,56 @@ static struct option options[] = {
     {.name = NULL},
 };
 
-static int add_picture(struct safetensors_writer *w, const struct preprocess *p, const char *path, int index, struct error *err) {
+static int read_picture(const struct preprocess *p, const char *path, float *values, struct error *err) {
     struct image image;
-    char name[48];
     if (image_open(&image, path, err)) return -1;
-    size_t n = (size_t)p->crop * (size_t)p->crop * 3;
-    float *values = memory_take(n, sizeof *values);
     int rc = preprocess_image(p, &image, values, err);
     image_free(&image);
-    if (rc) {
-        free(values);
-        return error_context(err, "%s", path);
+    return rc ? error_context(err, "%s", path) : 0;
+}
+
+/* All pictures, several at a time; the error is that of the first one that has one. */
+static int read_pictures(const struct preprocess *p, const struct option *images, float **values, struct error *err) {
+    struct progress progress;
+    int bad = images->n_list, done = 0;
+    progress_start(&progress, "preprocess", "pictures", images->n_list);
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < images->n_list; i++) {
+        struct error why;
+        values[i] = memory_take((size_t)p->crop * (size_t)p->crop * 3, sizeof **values);
+        int rc = read_picture(p, images->list[i], values[i], &why);
+#pragma omp critical(read_pictures)
+        {
+            progress_update(&progress, ++done, NULL);
+            if (rc && i < bad) {
+                bad = i;
+                *err = why;
+            }
+        }
     }
-    snprintf(name, sizeof name, "pixel_values/%d", index);
-    safetensors_writer_give(w, name, DTYPE_F32, 3, (const int64_t[]){3, p->crop, p->crop}, values);
-    return 0;
+    progress_end(&progress);
+    return bad < images->n_list ? -1 : 0;
 }
 
 static int run(const struct command *self, struct error *err) {
     const struct option *images = option(self, "--image");
     struct preprocess p;
     struct safetensors_writer *w;
-    struct progress progress;
     if (preprocess_open_model(&p, option(self, "--model")->text, option(self, "--vision-tower")->text, err)) return -1;
     if (safetensors_writer_open(&w, option(self, "--out")->text, err)) return -1;
-    progress_start(&progress, "preprocess", "pictures", images->n_list);
+    float **values = memory_take((size_t)images->n_list, sizeof *values);
+    int rc = read_pictures(&p, images, values, err);
     for (int i = 0; i < images->n_list; i++) {
-        if (add_picture(w, &p, images->list[i], i, err)) {
-            safetensors_writer_abort(w);
-            return -1;
-        }
-        progress_update(&progress, i + 1, NULL);
+        char name[48];
+        snprintf(name, sizeof name, "pixel_values/%d", i);
+        if (rc)
+            free(values[i]);
+        else
+            safetensors_writer_give(w, name, DTYPE_F32, 3, (const int64_t[]){3, p.crop, p.crop}, values[i]);
     }
-    progress_end(&progress);
-    return safetensors_writer_commit(w, err);
+    free(values);
+    if (rc) safetensors_writer_abort(w);
+    return rc ? rc : safetensors_writer_commit(w, err);
 }
 
 struct command command_preprocess = {
