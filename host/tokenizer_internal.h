@@ -25,7 +25,7 @@ struct merge { /* slot of the merge table; key: left id << 32 | right id; rank -
 struct rewrite { /* every `from` becomes `to`; from NULL: `to` is put before a text that is not empty */
     char *from, *to;
 };
-enum prefix_rule { PREFIX_NEVER, PREFIX_FIRST, PREFIX_ALWAYS }; /* FIRST: only where the text itself begins */
+enum prefix_rule { PREFIX_ALWAYS, PREFIX_FIRST, PREFIX_NEVER }; /* FIRST: only where the text itself begins */
 enum { CLASS_BLANK = 128, CLASS_OTHER, N_CLASSES };             /* of characters: ASCII one by one, U+2581, the rest */
 static inline int character_class(unsigned c) { return c < 128 ? (int)c : c == 0x2581 ? CLASS_BLANK : CLASS_OTHER; }
 struct scratch;
@@ -44,7 +44,8 @@ struct tokenizer {
     /* text to pieces: rewrites (the normalizer), then the prefix, then the patterns or the blanks */
     struct rewrite rewrites[MAX_REWRITES];
     int n_rewrites;
-    char *prefix_text; /* " " (byte-level) or U+2581 (Metaspace), put before a text that does not begin with it; NULL: none */
+    enum prefix_rule prepend_rule; /* of a rewrite without `from` */
+    char *prefix_text;             /* " " (byte-level) or U+2581 (Metaspace), put before a text that does not begin with it; NULL: none */
     enum prefix_rule prefix_rule;
     bool metaspace, split_blanks;        /* blanks become prefix_text; a piece begins at every one */
     bool words;                          /* `together` holds */

@@ -2,8 +2,8 @@
  * tokenizer.json (formats.md 7.3). Fields: ModelProto 1 pieces {1 piece, 2 score, 3 type}, 2 trainer {3 model_type, 24
  * treat_whitespace_as_suffix, 35 byte_fallback}, 3 normalizer {2 precompiled_charsmap, 3 add_dummy_prefix, 4
  * remove_extra_whitespaces, 5 escape_whitespaces}. Added and special tokens come from the files beside it. Two neighbouring symbols
- * merge where their join is a piece, the highest score first; texts between special tokens each get their own U+2581, as in
- * transformers' LlamaTokenizer (legacy). */
+ * merge where their join is a piece, the highest score first. Texts between special tokens each get their own U+2581, as in
+ * transformers' LlamaTokenizer; with "legacy": false in tokenizer_config.json only one that begins the whole does. */
 #include "host/file.h"
 #include "host/tokenizer_internal.h"
 #include <math.h>
@@ -178,9 +178,10 @@ static int read_normalizer(struct tokenizer *tok, struct message m, struct error
                     charsmap       ? "a normalizer with a character map (NFKC)"
                     : remove_extra ? "remove_extra_whitespaces"
                                    : "a model without escape_whitespaces");
-    if (dummy_prefix) tok->rewrites[tok->n_rewrites++] = (struct rewrite){NULL, memory_string(BLANK_PIECE)};
+    if (tok->prepend_rule == PREFIX_ALWAYS && !dummy_prefix) tok->prepend_rule = PREFIX_NEVER;
+    if (tok->prepend_rule != PREFIX_NEVER) tok->rewrites[tok->n_rewrites++] = (struct rewrite){NULL, memory_string(BLANK_PIECE)};
     tok->rewrites[tok->n_rewrites++] = (struct rewrite){memory_string(" "), memory_string(BLANK_PIECE)};
-    tok->strip_start = dummy_prefix;
+    tok->strip_start = tok->prepend_rule != PREFIX_NEVER;
     return 0;
 }
 
@@ -351,6 +352,8 @@ int tokenizer_model_read(struct tokenizer *tok, const char *dir, struct error *e
     tok->fuse_unknown = tok->decode_bytes = true;
     tok->spelled_blank = (struct rewrite){memory_string(BLANK_PIECE), memory_string(" ")};
     collect_added(&r, &b);
+    if (json_is_false(json_object_get(b.config, "legacy"))) /* the prefix is transformers', not the model's, and goes before the whole */
+        tok->prepend_rule = json_is_false(json_object_get(b.config, "add_prefix_space")) ? PREFIX_NEVER : PREFIX_FIRST;
     if (read_model(&r, data, r.file_bytes, err) || build_merges(&r, err) || find_unknown(&r, err) || add_tokens(&r, err)) goto cleanup;
     words_find(tok);
     if (!json_is_false(json_object_get(b.config, "add_bos_token")) &&

@@ -92,11 +92,11 @@ static void rewrite(struct copy *out, const struct rewrite *r, const char *text,
     copy_put(out, text + at, bytes - at, origin, (int)at, 1);
 }
 
-/* The text after all rewrites of the normalizer, without what it would put before the text unless prefixed; NULL when there is none. */
-static const struct copy *normalize(const struct tokenizer *tok, struct copy copies[2], const char *text, size_t bytes, bool prefixed) {
+/* The text after all rewrites of the normalizer, without what it would put before the text unless prepend; NULL when there is none. */
+static const struct copy *normalize(const struct tokenizer *tok, struct copy copies[2], const char *text, size_t bytes, bool prepend) {
     const struct copy *last = NULL;
     for (int i = 0, n = 0; i < tok->n_rewrites; i++) {
-        if (!tok->rewrites[i].from && !prefixed) continue;
+        if (!tok->rewrites[i].from && !prepend) continue;
         struct copy *next = &copies[n++ % 2];
         rewrite(next, &tok->rewrites[i], last ? last->text : text, last ? last->origin : NULL, last ? last->bytes : bytes);
         last = next;
@@ -117,6 +117,11 @@ char *tokenizer_rewrite(const struct tokenizer *tok, const char *text) {
 }
 
 typedef int stage_fn(struct encoder *e, const char *text, size_t bytes);
+
+/* Whether a prefix goes before a text at this place. */
+static bool prefixed(enum prefix_rule rule, enum text_place place) {
+    return place == TEXT_BEGINS ? rule != PREFIX_NEVER : place == TEXT_AFTER_TOKEN && rule == PREFIX_ALWAYS;
+}
 
 static enum text_place place_of(const struct encoder *e, const char *text) { return text == e->text ? e->place : TEXT_AFTER_TOKEN; }
 
@@ -200,9 +205,7 @@ static int plain_text(struct encoder *e, const char *text, size_t bytes) {
     if (copied) rewrite(&c[0], &blanks, text, NULL, bytes);
     const char *now = copied ? c[0].text : text;
     size_t size = copied ? c[0].bytes : bytes;
-    enum text_place place = place_of(e, text);
-    bool wanted = place == TEXT_BEGINS ? tok->prefix_rule != PREFIX_NEVER : place == TEXT_AFTER_TOKEN && tok->prefix_rule == PREFIX_ALWAYS;
-    if (n && wanted && size && (size < n || memcmp(now, tok->prefix_text, n) != 0)) {
+    if (n && prefixed(tok->prefix_rule, place_of(e, text)) && size && (size < n || memcmp(now, tok->prefix_text, n) != 0)) {
         rewrite(&c[1], &prefix, now, copied ? c[0].origin : NULL, size);
         return on_copy(e, text, &c[1], split);
     }
@@ -271,7 +274,7 @@ static int cut_normalized(struct encoder *e, const char *text, size_t bytes) {
 
 /* One text between added tokens: the normalizer, then the tokens marked `normalized`, which it may have changed or uncovered. */
 static int raw_text(struct encoder *e, const char *text, size_t bytes) {
-    const struct copy *c = normalize(e->tok, e->scratch->normal, text, bytes, place_of(e, text) != TEXT_GOES_ON);
+    const struct copy *c = normalize(e->tok, e->scratch->normal, text, bytes, prefixed(e->tok->prepend_rule, place_of(e, text)));
     return c ? on_copy(e, text, c, cut_normalized) : cut_normalized(e, text, bytes);
 }
 

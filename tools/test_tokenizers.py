@@ -170,7 +170,7 @@ def train_pieces(path, corpus, **options):
     return sentencepiece.SentencePieceProcessor(model_file=path)
 
 
-def pieces_model(name, folder, sp, side, special, references=None):
+def pieces_model(name, folder, sp, side, special, legacy=True):
     """tokenizer.model alone; the texts between special tokens go to sentencepiece one by one."""
     for file, value in side.items():
         write_json(folder, file, value)
@@ -183,12 +183,12 @@ def pieces_model(name, folder, sp, side, special, references=None):
             out += [ids[part]] if part in ids else sp.encode(part) if part else []
         return out
 
-    found = {"sentencepiece": lambda texts: [encode(t) for t in texts]}
+    found = {"sentencepiece": lambda texts: [encode(t) for t in texts]} if legacy else {}
     try:
         import transformers
         if int(transformers.__version__.split(".")[0]) < 5:
             transformers.logging.set_verbosity_error()
-            slow = transformers.LlamaTokenizer.from_pretrained(folder, legacy=True)
+            slow = transformers.LlamaTokenizer.from_pretrained(folder, legacy=legacy)
             found["LlamaTokenizer"] = lambda texts: [slow(t).input_ids for t in texts]
     except ImportError:
         pass
@@ -242,6 +242,9 @@ def all_tokenizers(folder, options):
                                   "tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": {str(i): flags | {"content": t} for i, t in ((0, "<unk>"), (1, "<s>"), (2, "</s>"), (n, "<image>"), (n + 1, "<pad>"))}},
         "special_tokens_map.json": {"bos_token": {"content": "<s>"} | flags, "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         "added_tokens.json": {"<image>": n, "<pad>": n + 1}}, basic | {"<image>": n, "<pad>": n + 1})
+    os.makedirs(at("new"))
+    pathlib.Path(at("new", "tokenizer.model")).write_bytes(pathlib.Path(at("model", "tokenizer.model")).read_bytes())
+    yield pieces_model("tokenizer.model, not legacy", at("new"), plain, {"tokenizer_config.json": {"legacy": False, "tokenizer_class": "LlamaTokenizer"}}, basic, legacy=False)
     yield pieces_model("tokenizer.model, pieces across blanks", at("across"), train_pieces(at("across", "tokenizer.model"), corpus, split_by_whitespace=False, vocab_size=2500), {}, basic)
     yield pieces_model("tokenizer.model, no dummy prefix", at("bare"), train_pieces(at("bare", "tokenizer.model"), corpus, add_dummy_prefix=False, vocab_size=1500), {}, basic)
     yield pieces_model("tokenizer.model, the user's symbols", at("user"), train_pieces(at("user", "tokenizer.model"), corpus, user_defined_symbols=["return", "self.x", "日本", "==="], vocab_size=1500), {}, basic)

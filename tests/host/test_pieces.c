@@ -59,27 +59,46 @@ static int open_changed(struct tokenizer **tok, const char *change, struct error
     return rc;
 }
 
-static void open_three(struct tokenizer *toks[3]) {
+/* pieces/ with another tokenizer_config.json. */
+static int open_with(struct tokenizer **tok, const char *config, struct error *err) {
+    char dir[] = "build/pieces.XXXXXX", *data;
+    size_t n;
+    assert_int_equal(file_read(GOLDEN "pieces/tokenizer.model", 1 << 20, &data, &n, err), 0);
+    assert_non_null(mkdtemp(dir));
+    char *model = path_join(dir, "tokenizer.model"), *beside = path_join(dir, "tokenizer_config.json");
+    write_file(model, data, n);
+    write_file(beside, config, strlen(config));
+    int rc = tokenizer_open(tok, dir, err);
+    unlink(model);
+    unlink(beside);
+    rmdir(dir);
+    free(model);
+    free(beside);
+    free(data);
+    return rc;
+}
+
+static void open_all(struct tokenizer *toks[4]) {
     struct error err;
     if (tokenizer_open(&toks[0], GOLDEN "pieces", &err) || tokenizer_open(&toks[1], GOLDEN "llava_hf", &err) ||
-        open_changed(&toks[2], METASPACE, &err))
+        open_changed(&toks[2], METASPACE, &err) || open_with(&toks[3], "{\"legacy\": false}", &err))
         fail_msg("%s", err.text);
 }
 
-static const char *const names[3] = {"pieces", "llava_hf", "metaspace"};
+static const char *const names[4] = {"pieces", "llava_hf", "metaspace", "not_legacy"};
 
 static void test_texts(void **state) {
     (void)state;
-    struct tokenizer *toks[3];
+    struct tokenizer *toks[4];
     struct error err;
     struct jsonl lines;
     json_t *line;
     int n = 0, wrong = 0;
-    open_three(toks);
+    open_all(toks);
     assert_int_equal(jsonl_open(&lines, GOLDEN "texts_pieces.jsonl", &err), 0);
     for (; jsonl_next(&lines, &line, JSON_ALLOW_NUL, &err) == 1; n++) {
         const json_t *text = json_object_get(line, "text");
-        for (int k = 0; k < 3; k++) {
+        for (int k = 0; k < 4; k++) {
             const json_t *ids = json_object_get(line, names[k]);
             struct token_list list = {0};
             if (tokenizer_encode(toks[k], json_string_value(text), json_string_length(text), true, &list, &err))
@@ -94,12 +113,12 @@ static void test_texts(void **state) {
     jsonl_close(&lines);
     assert_true(n >= 200);
     assert_int_equal(wrong, 0);
-    for (int k = 0; k < 3; k++) tokenizer_close(toks[k]);
+    for (int k = 0; k < 4; k++) tokenizer_close(toks[k]);
 }
 
 static void test_decoded(void **state) {
     (void)state;
-    struct tokenizer *toks[3];
+    struct tokenizer *toks[4];
     struct error err;
     struct jsonl lines;
     json_t *line;
@@ -109,7 +128,7 @@ static void test_decoded(void **state) {
         int tok;
         bool skip;
     } columns[] = {{"llava_hf", 1, false}, {"skipped", 1, true}, {"metaspace", 2, false}};
-    open_three(toks);
+    open_all(toks);
     assert_int_equal(jsonl_open(&lines, GOLDEN "decoded.jsonl", &err), 0);
     for (; jsonl_next(&lines, &line, JSON_ALLOW_NUL, &err) == 1; n++) {
         int ids[64];
@@ -128,7 +147,7 @@ static void test_decoded(void **state) {
     }
     jsonl_close(&lines);
     assert_true(n >= 50);
-    for (int k = 0; k < 3; k++) tokenizer_close(toks[k]);
+    for (int k = 0; k < 4; k++) tokenizer_close(toks[k]);
 }
 
 /* Without files beside it a tokenizer.model has LLaMA's three special tokens; with them their tokens, ids and switches. */
@@ -350,10 +369,10 @@ static void test_after_picture(void **state) {
 /* More different words than are remembered. */
 static void test_many_words(void **state) {
     (void)state;
-    struct tokenizer *toks[3];
+    struct tokenizer *toks[4];
     struct error err;
     struct token_list first = {0}, second = {0};
-    open_three(toks);
+    open_all(toks);
     const size_t words = 50000;
     char *text = memory_take(words * 8 + 1, 1), *o = text;
     for (size_t i = 0; i < words; i++) o += sprintf(o, "%sq%zx", i ? " " : "", i * 7919 % 65536);
@@ -367,20 +386,20 @@ static void test_many_words(void **state) {
     free(text);
     token_list_free(&first);
     token_list_free(&second);
-    for (int k = 0; k < 3; k++) tokenizer_close(toks[k]);
+    for (int k = 0; k < 4; k++) tokenizer_close(toks[k]);
 }
 
 /* Long texts in one piece and in words: linear enough. */
 static void test_long(void **state) {
     (void)state;
-    struct tokenizer *toks[3];
-    open_three(toks);
+    struct tokenizer *toks[4];
+    open_all(toks);
     const char *const fills[] = {" ", "a", "a ", "<", "\n", "\xe6\x97\xa5", "\xe2\x96\x81"};
     for (size_t f = 0; f < sizeof fills / sizeof *fills; f++) {
         size_t unit = strlen(fills[f]), n = 200000 * unit;
         char *text = memory_take(n + 1, 1);
         for (size_t i = 0; i < n; i += unit) memcpy(text + i, fills[f], unit);
-        for (int k = 0; k < 3; k++) {
+        for (int k = 0; k < 4; k++) {
             struct token_list list = {0};
             struct error err;
             if (tokenizer_encode(toks[k], text, n, false, &list, &err)) fail_msg("%s", err.text);
@@ -392,7 +411,7 @@ static void test_long(void **state) {
         }
         free(text);
     }
-    for (int k = 0; k < 3; k++) tokenizer_close(toks[k]);
+    for (int k = 0; k < 4; k++) tokenizer_close(toks[k]);
 }
 
 int main(void) {

@@ -6,7 +6,7 @@ Writes tests/golden/host/:
     pieces/            a small SentencePiece BPE (tokenizer.model) of LLaMA-2's kind, as in Vicuna's folder
     llava_hf/          the same pieces as tokenizer.json, with llava-hf's <image>
     texts_pieces.jsonl text and its ids: under pieces/ by sentencepiece between special tokens; under llava_hf/, as it is and with Metaspace
-                       (first) instead of its normalizer, by `tokenizers`
+                       (first) instead of its normalizer, by `tokenizers`; by LlamaTokenizer with legacy=False
     decoded.jsonl      ids and their text under llava_hf/ (its decoder, and Metaspace's), by `tokenizers`
     prompts.jsonl      data lines and their ids and kinds: chunks around <image> as LLaVA's tokenizer_image_token cuts them; llava-hf's in one
     pictures/          JPEG and PNG files of every kind
@@ -160,11 +160,12 @@ def texts(n, seed):
     return out
 
 
-def pieces_texts(sp, tok):
+def pieces_texts(sp, tok, folder):
     rng, other = random.Random(SEED + 1), with_metaspace(tok)
     some = [t.replace("<|eot_id|>", rng.choice(PIECES_SPECIAL)).replace("<|im_start|>", " </s>") for t in texts(200, SEED + 1)]
+    slow = transformers.LlamaTokenizer(os.path.join(folder, "tokenizer.model"), legacy=False)   # tokens after a special one get no prefix
     some += ["<s>", "a<s>b", "<s> a", " <unk>x", "<0x41>", BLANK, BLANK + BLANK + "a", " " + BLANK + " a", "<image>\nWhere is the red cube?", "x" * 50, " " * 20, "日本語の文章" * 10]
-    lines = [{"text": t, "pieces": pieces_between(sp, t), "llava_hf": tok.encode(t).ids, "metaspace": other.encode(t).ids} for t in some]
+    lines = [{"text": t, "pieces": pieces_between(sp, t), "llava_hf": tok.encode(t).ids, "metaspace": other.encode(t).ids, "not_legacy": slow(t).input_ids} for t in some]
     back = []
     for _ in range(80):
         ids = rng.choice(lines)["llava_hf"][:12] if rng.random() < 0.5 else [rng.randrange(rng.choice((tok.get_vocab_size(), 259))) for _ in range(rng.randint(1, 8))]
@@ -356,7 +357,7 @@ def main(out):
     sp = train_pieces(os.path.join(out, "pieces"))
     llava_hf = pieces_json(sp, os.path.join(out, "llava_hf"))
     without = Tokenizer.from_str(json.dumps({**json.loads(llava_hf.to_str()), "added_tokens": json.loads(llava_hf.to_str())["added_tokens"][:3]}))   # pieces/ knows no <image>
-    lines, back = pieces_texts(sp, llava_hf)
+    lines, back = pieces_texts(sp, llava_hf, os.path.join(out, "pieces"))
     write_lines(os.path.join(out, "texts_pieces.jsonl"), lines)
     write_lines(os.path.join(out, "decoded.jsonl"), back)
     write_lines(os.path.join(out, "prompts.jsonl"), prompts(toks["llama3"], without, llava_hf))
