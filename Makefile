@@ -118,7 +118,7 @@ $(TEST_CHECK): $(B)/simcheck/%: $(B)/sim/%.o $$(call helpers_of,sim,simcheck) $(
 
 # tests/fuzz/fuzz_*.c: readers under ASan and UBSan, by gcc to replay tests/fuzz/corpus/, by clang to look for more
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-FUZZ_LIB_C   := $(filter-out host/main.c host/command%.c,$(wildcard host/*.c)) models/config.c $(filter-out tests/fuzz/fuzz_%.c,$(wildcard tests/fuzz/*.c))
+FUZZ_LIB_C   := $(filter-out host/main.c host/command%.c,$(wildcard host/*.c)) models/config.c sae/sae.c $(wildcard sae/format*.c) $(filter-out tests/fuzz/fuzz_%.c,$(wildcard tests/fuzz/*.c))
 FUZZ_FLAGS    = -std=c11 -O1 -g -I. -D_GNU_SOURCE $(INCS) -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 $(B)/replay/%.o: %.c
 	@mkdir -p $(@D)

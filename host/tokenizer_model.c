@@ -11,11 +11,13 @@
 #include <string.h>
 
 #define MAX_MODEL ((size_t)256 << 20)
+enum { MAX_PIECE = 1024 }; /* bytes; every cut of a piece is looked up. LLaMA-2's longest has 48 */
 
 /* ---- protobuf: a message is a row of (key, value); key: field number << 3 | wire type ---- */
 struct field {
-    uint64_t number, value; /* value: of a varint, else of a fixed number, else the length */
-    const unsigned char *data;
+    uint64_t number, value;    /* value: of a varint or fixed number, else the length */
+    const unsigned char *data; /* of a field with a length, else NULL */
+    bool fixed;                /* a number of 4 or 8 bytes */
 };
 struct message {
     const unsigned char *at, *end;
@@ -38,13 +40,17 @@ static int next_field(struct message *m, struct field *f) {
     if (!read_varint(m, &key)) return -1;
     f->number = key >> 3;
     f->data = NULL;
+    f->fixed = false;
     if ((key & 7) == 0) return read_varint(m, &f->value) ? 1 : -1;
     uint64_t size = (key & 7) == 1 ? 8 : 4;
     if ((key & 7) == 2 ? !read_varint(m, &size) : (key & 7) != 1 && (key & 7) != 5) return -1;
     if (size > (uint64_t)(m->end - m->at)) return -1;
     f->value = (key & 7) == 2 ? size : 0;
-    if ((key & 7) != 2) memcpy(&f->value, m->at, size);
-    f->data = m->at;
+    f->fixed = (key & 7) != 2;
+    if (f->fixed)
+        memcpy(&f->value, m->at, size);
+    else
+        f->data = m->at;
     m->at += size;
     return 1;
 }
@@ -72,6 +78,11 @@ static int read_piece(struct reader *r, struct message m, struct error *err) {
     *s = (struct scored){.id = r->n_pieces, .type = PIECE_NORMAL};
     while ((status = next_field(&m, &f)) == 1) {
         if (f.number == 1 && f.data) {
+            if (f.value > MAX_PIECE) {
+                fail(err, "%s: piece %d has %llu bytes; at most %d are read", tok->path, r->n_pieces, (unsigned long long)f.value,
+                     MAX_PIECE);
+                goto cleanup;
+            }
             free(text);
             text = memory_take(f.value + 1, 1);
             memcpy(text, f.data, f.value);
@@ -79,7 +90,7 @@ static int read_piece(struct reader *r, struct message m, struct error *err) {
                 fail(err, "%s: piece %d is not UTF-8", tok->path, r->n_pieces);
                 goto cleanup;
             }
-        } else if (f.number == 2 && f.data) {
+        } else if (f.number == 2 && f.fixed) {
             uint32_t bits = (uint32_t)f.value;
             memcpy(&s->score, &bits, sizeof bits);
         } else if (f.number == 3) {

@@ -231,6 +231,12 @@ static void test_hostile_pickles(void **state) {
         {S(IN_DICT("w", TENSOR("\4", "K\0", "J\xff\xff\xff\x7fJ\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87", "K\0K\0K\0\x87"))),
          "more elements than any"},
         {S(IN_DICT("w", TENSOR("\4", "K\0", "K\2\x85", "\x8a\10\xff\xff\xff\xff\xff\xff\xff\x7f\x85"))), "lead outside its storage"},
+        /* 2 + 2 (2^63 - 1) wraps to 0 */
+        {S(IN_DICT("w", TENSOR("\4", "K\2", "K\3\x85", "\x8a\10\xff\xff\xff\xff\xff\xff\xff\x7f\x85"))), "lead outside its storage"},
+        {S(IN_DICT("w", TENSOR("\4", "\x8a\1\xff", "K\1\x85", "K\1\x85"))), "its offset, size and stride do not fit together"}, /* -1 */
+        {S(IN_DICT("w", "ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storageccollections\nOrderedDict\nX\1\0\0\0"
+                        "0X\3\0\0\0cpuK\4tQK\0K\4\x85K\1\x85\x89NtR")),
+         "its storage is not given as"},
         {S(IN_DICT("w", TENSOR("\4", "K\0", "(K\1K\1K\1K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1K\1K\1K\1t"))), "9 dimensions, at most 8"},
         {S("\x80\2}(X\1\0\0\0w" TENSOR("\4", "K\0", "K\4\x85", "K\1\x85") "X\1\0\0\0w" TENSOR("\4", "K\0", "K\4\x85", "K\1\x85") "u."),
          "two tensors are named w"},
@@ -415,31 +421,78 @@ static void test_hostile_directory(void **state) {
     (void)state;
     static const char good[] = IN_DICT("w", TENSOR("\4", "K\0", "K\4\x85", "K\1\x85"));
     static const struct {
-        int from_end; /* byte counted from the start of the only directory record (46 + 10 bytes) */
+        int at; /* byte counted from the start of the only directory record (46 + 10 bytes) */
         unsigned value;
         const char *expected;
+        int and_at; /* 0: none */
+        unsigned and_value;
     } cases[] = {
-        {8, 1, "zip entry x/data.pkl is encrypted"},
-        {10, 9, "is packed by method 9; stored (0) and deflated (8) are read"},
-        {20, 0xff, "its 255 bytes from byte"},
-        {24, 0, "bytes cannot come out of"},
-        {42, 7, "no local header at byte 7"},
-        {45, 0x7f, "no local header at byte"},
-        {0, 0, "a zip archive without a whole directory"},
-        {28, 0xf0, "a zip archive without a whole directory"},
-        {46 + 10 + 10, 9, "a zip archive without a whole directory"},
-        {46 + 10 + 16, 0xff, "a zip archive without"},
-        {46 + 10 + 4, 3, "in several parts"},
-        {46 + 10 + 20, 1, "a zip archive without its end record"},
+        {8, 1, "zip entry x/data.pkl is encrypted", 0, 0},
+        {10, 9, "is packed by method 9; stored (0) and deflated (8) are read", 0, 0},
+        {20, 0xff, "its 255 bytes from byte", 0, 0},
+        {24, 0, "bytes cannot come out of", 0, 0},
+        {10, 8, "bytes cannot come out of", 26, 0x7f}, /* deflated 1032 times at most: 8 MB are too many */
+        {10, 8, "x/data.pkl: is compressed; torch stores it as it is", 0, 0},
+        {42, 7, "no local header at byte 7", 0, 0},
+        {45, 0x7f, "no local header at byte", 0, 0},
+        {0, 0, "a zip archive without a whole directory", 0, 0},
+        {28, 0xf0, "a zip archive without a whole directory", 0, 0},
+        {46 + 10 + 10, 9, "a zip archive without a whole directory", 0, 0},
+        {46 + 10 + 16, 0xff, "a zip archive without", 0, 0},
+        {46 + 10 + 4, 3, "in several parts", 0, 0},
+        {46 + 10 + 20, 1, "a zip archive without its end record", 0, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         write_zip(ONE, (const struct part[]){{"x/data.pkl", good, sizeof good - 1}}, 1);
         FILE *f = fopen(ONE, "r+b");
-        fseek(f, -(46 + 10 + 22) + cases[i].from_end, SEEK_END);
+        fseek(f, -(46 + 10 + 22) + cases[i].at, SEEK_END);
         fputc((int)cases[i].value, f);
+        if (cases[i].and_at) {
+            fseek(f, -(46 + 10 + 22) + cases[i].and_at, SEEK_END);
+            fputc((int)cases[i].and_value, f);
+        }
         fclose(f);
         refused(ONE, cases[i].expected);
     }
+}
+
+/* Directories that lie: many entries with the same bytes, a local header in the archive's comment, a wrong checksum. */
+static void test_hostile_entries(void **state) {
+    (void)state;
+    enum { N = 5, BYTES = 200, LOCAL = 30 + 5 + BYTES, RECORDS = N * 51 };
+    FILE *f = fopen(ONE, "wb");
+    fputs("PK\3\4", f), put(f, 20, 2), put(f, 0, 12), put(f, BYTES, 4), put(f, BYTES, 4), put(f, 5, 4), fputs("a.npy", f), put(f, 0, BYTES);
+    for (int i = 0; i < N; i++) {
+        fputs("PK\1\2", f), put(f, 20, 4), put(f, 0, 12), put(f, BYTES, 4), put(f, BYTES, 4), put(f, 5, 4), put(f, 0, 14);
+        fprintf(f, "%c.npy", 'a' + i);
+    }
+    fputs("PK\5\6", f), put(f, 0, 4), put(f, N, 2), put(f, N, 2), put(f, RECORDS, 4), put(f, LOCAL, 4), put(f, 0, 2);
+    fclose(f);
+    refused(ONE, "its zip entries are longer than the file; they overlap");
+
+    write_zip(ONE, (const struct part[]){{"a.npy", "xyz", 3}}, 1);
+    f = fopen(ONE, "r+b");
+    fseek(f, -2, SEEK_END);
+    put(f, 4, 2), fputs("PK\3\4", f); /* the comment */
+    const long end = ftell(f);
+    fseek(f, end - 4 - 22 - 51 + 42, SEEK_SET);
+    put(f, (uint64_t)end - 4, 4);
+    fclose(f);
+    refused(ONE, "zip entry a.npy: no local header at byte");
+
+    char *data, *record = NULL;
+    size_t size;
+    struct error err;
+    assert_int_equal(file_read(GOLDEN "deflated.npz", 1 << 20, &data, &size, &err), 0);
+    for (size_t i = 0; i + 4 < size && !record; i++)
+        if (!memcmp(data + i, "PK\1\2", 4)) record = data + i;
+    assert_non_null(record);
+    record[16] ^= 1;
+    f = fopen(ONE, "wb");
+    fwrite(data, 1, size, f);
+    fclose(f);
+    free(data);
+    refused(ONE, "does not have the checksum of the directory");
 }
 
 /* Which file of a folder is opened. */
@@ -474,6 +527,6 @@ int main(void) {
         cmocka_unit_test(test_golden),          cmocka_unit_test(test_strides),        cmocka_unit_test(test_nested),
         cmocka_unit_test(test_hostile_pickles), cmocka_unit_test(test_bombs),          cmocka_unit_test(test_hostile_archives),
         cmocka_unit_test(test_damage),          cmocka_unit_test(test_hostile_arrays), cmocka_unit_test(test_hostile_directory),
-        cmocka_unit_test(test_folders)};
+        cmocka_unit_test(test_hostile_entries), cmocka_unit_test(test_folders)};
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -143,12 +143,14 @@ static void local_header(FILE *f, const char *name) {
     fputs(name, f);
 }
 
+/* As torch writes it: only what needs 64 bits has them, in the extra field. */
 static void directory_record(FILE *f, const char *name, uint64_t size, uint64_t at) {
+    const bool wide = at >= UINT32_MAX;
     fputs("PK\1\2", f);
-    put(f, 45, 2), put(f, 45, 2), put(f, 0, 4), put(f, 0, 8), put(f, UINT32_MAX, 4), put(f, UINT32_MAX, 4);
-    put(f, strlen(name), 2), put(f, 28, 2), put(f, 0, 10), put(f, UINT32_MAX, 4);
+    put(f, 45, 2), put(f, 45, 2), put(f, 0, 4), put(f, 0, 8), put(f, size, 4), put(f, size, 4);
+    put(f, strlen(name), 2), put(f, wide ? 12 : 0, 2), put(f, 0, 10), put(f, wide ? UINT32_MAX : at, 4);
     fputs(name, f);
-    put(f, 1, 2), put(f, 24, 2), put(f, size, 8), put(f, size, 8), put(f, at, 8);
+    if (wide) put(f, 1, 2), put(f, 8, 2), put(f, at, 8);
 }
 
 static void text(FILE *f, const char *s) { fputc('X', f), put(f, strlen(s), 4), fputs(s, f); }

@@ -50,6 +50,7 @@ def seeds():
         yield "npz", name + ".npz", b.getvalue()
     yield from configs()
     yield from tokenizers()
+    yield from dictionaries()
     for name in ("gray.jpg", "cmyk.jpg", "progressive.jpg", "restarts.jpg", "subsampling_1.jpg", "bilevel.png", "gray_alpha_16.png", "interlaced.png",
                  "palette_2.png", "palette_transparent.png", "rgb_5x5.png", "rgba.png"):
         yield "image", name, open(HOST + "pictures/" + name, "rb").read()
@@ -79,6 +80,20 @@ def configs():
     images = {"image_processor": {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}, "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
               "image_std": [0.5, 0.5, 0.5], "rescale_factor": 1 / 255, "resample": 3}}
     yield "config", "processor", json.dumps(images).encode()
+
+
+def dictionaries():
+    """The last byte chooses the format: fuzz_dictionary.c."""
+    lens = {"architecture": "jumprelu", "d_in": 4, "d_sae": 6, "dtype": "float32", "apply_b_dec_to_input": True, "normalize_activations": "none",
+            "metadata": {"hook_name": "blocks.3.hook_resid_post"}, "hook_name": "blocks.3.hook_resid_post", "k": 2}
+    parsify = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": 6, "k": 2, "d_in": 4, "signed": False, "transcode": False}
+    scope = {"d_model": 4, "d_sae": 6, "expansion_factor": 1.5, "act_fn": "jumprelu", "jump_relu_threshold": 0.25, "use_decoder_bias": True, "top_k": 2,
+             "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 2.0, "out": 2.0}, "sparsity_include_decoder_norm": True,
+             "hook_point_in": "blocks.3.hook_resid_post", "hook_point_out": "blocks.3.hook_resid_post", "use_glu_encoder": False}
+    moss = {"sae_type": "sae", **scope}
+    learning = {"trainer": {"dict_class": "AutoEncoderTopK", "activation_dim": 4, "dict_size": 6, "k": 2, "layer": 3, "submodule_name": "resid_post_layer_3"}, "buffer": {}}
+    for i, (name, config) in enumerate((("saelens", lens), ("sparsify", parsify), ("scope", scope), ("openmoss", moss), ("learning", learning))):
+        yield "dictionary", name, json.dumps(config).encode() + bytes([i])
 
 
 def few_pieces():
