@@ -259,6 +259,12 @@ __global__ void dynamic_kernel(float *y) {
     s[threadIdx.x] = 1;
     y[threadIdx.x] = s[threadIdx.x];
 }
+__global__ void static_dynamic_kernel(float *y) {
+    DYN_SMEM(float, s);
+    SHARED(float, t, [32]);
+    s[threadIdx.x] = t[threadIdx.x] = 1;
+    y[threadIdx.x] = s[threadIdx.x] + t[threadIdx.x];
+}
 __device__ __noinline__ float deep(volatile float *sum, int n) {
     volatile float pad[256];
     pad[n & 255] = *sum;
@@ -286,6 +292,7 @@ static bool misuse(const char *name) {
     if (is("misaligned_copy")) LAUNCH(misaligned_copy_kernel, 1, 32, 512, nullptr, y);
     if (is("copy_past_end")) LAUNCH(copy_past_end_kernel, 1, 32, 512, nullptr, reinterpret_cast<float4 *>(y), x + 240);
     if (is("opt_in")) LAUNCH(dynamic_kernel, 1, 32, 64 * 1024, nullptr, y);
+    if (is("static_dynamic")) LAUNCH(static_dynamic_kernel, 1, 32, 48 * 1024, nullptr, y);
     if (is("threads")) LAUNCH(dynamic_kernel, 1, 2048, 8192, nullptr, y);
     if (is("grid")) LAUNCH(dynamic_kernel, dim3(1, 65536), 32, 128, nullptr, y);
     if (is("stack")) LAUNCH(stack_kernel, 1, 32, 0, nullptr, y);

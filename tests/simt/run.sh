@@ -117,6 +117,7 @@ gemm_trans         num                        num   num                   num
 gemm_misaligned    not.aligned.to.16          err   err                   err
 # launches
 opt_in             65536.B.of.dynamic.shared  err   err                   err
+static_dynamic     static.and.dynamic.shared  err   err                   err
 threads            bad.block.size             err   err                   err
 grid               bad.grid.size              err   err                   err
 TABLE
