@@ -211,9 +211,7 @@ void backward(struct device *dev, float *g, float *dvalues, float *row_error, co
     const bool wide = d % 8 == 0 && vec_aligned(g, x, D, b_d);
     const auto kernel = wide ? sae_decode_backward_block_kernel<8> : sae_decode_backward_block_kernel<1>;
     const size_t bytes = g ? static_cast<size_t>(d) * sizeof(float) : 0;
-    if (bytes > 48 * 1024)
-        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
+    allow_shared(kernel, bytes);
     LAUNCH((kernel), N, DECODE_THREADS, bytes, dev->stream, g, dvalues, row_error, x, indices, values, D, b_d, variance_sum, d, K);
 }
 

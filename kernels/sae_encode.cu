@@ -355,12 +355,6 @@ struct encode_args {
     void *scratch;
 };
 
-template <class F> void allow_shared(F kernel, size_t bytes) {
-    if (bytes > 48 * 1024)
-        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
-}
-
 void product(struct device *dev, float *h, const encode_args &a, const bf16 *x, int N, int first, int count) {
     const size_t at = static_cast<size_t>(first) * a.d;
     if (a.E_low)

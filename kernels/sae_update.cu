@@ -251,9 +251,7 @@ void sae_update(struct device *dev, float *E, float *D, float *b_e, float *m_E, 
     const bool wide = d % 8 == 0 && aligned;
     const auto kernel = wide ? sae_update_block_kernel<8> : sae_update_block_kernel<1>;
     const size_t bytes = a.remove_parallel ? static_cast<size_t>(d) * sizeof(float) : 0;
-    if (bytes > 48 * 1024)
-        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
+    allow_shared(kernel, bytes);
     LAUNCH((kernel), static_cast<unsigned>(M), UPDATE_THREADS, bytes, dev->stream, u, a);
 }
 

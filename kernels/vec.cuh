@@ -80,6 +80,13 @@ __device__ __forceinline__ float block_sum(float v, float *part) {
     return sum;
 }
 
+/* Before a launch with `bytes` of dynamic shared memory: above 48 KiB, with the static, a kernel must be allowed to have it. */
+template <class F> static inline void allow_shared(F kernel, size_t bytes) {
+    if (bytes > 40 * 1024)
+        CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
+}
+
 /* May tensors at these addresses be read eight elements at a time? */
 static inline bool vec_aligned(const void *a, const void *b = nullptr, const void *c = nullptr, const void *d = nullptr) {
     return (reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c) |

@@ -172,11 +172,9 @@ void *shared_var(void *tag, const char *name, size_t bytes, size_t align) {
     for (int i = 0; i < w->nvars; i++) total += w->var[i].bytes;
     if (total > SMEM_DEFAULT)
         fail("static shared memory of %zu B, with %s, is over the %zu B that a kernel can have", total, name, SMEM_DEFAULT);
-    total += w->dyn_bytes;
-    if (total > SMEM_DEFAULT && (total > SMEM_OPTIN || smem_limit(w->l->key) <= SMEM_DEFAULT))
-        fail("static and dynamic shared memory of %zu B, with %s: over %zu B together cudaFuncSetAttribute must be asked, over %zu B none "
-             "are had",
-             total, name, SMEM_DEFAULT, SMEM_OPTIN);
+    if (total + w->dyn_bytes > SMEM_DEFAULT && (total + w->dyn_bytes > SMEM_OPTIN || w->dyn_bytes > smem_limit(w->l->key, total)))
+        fail("static and dynamic shared memory of %zu B, with %s: together they are at most %zu B, %zu with cudaFuncSetAttribute",
+             total + w->dyn_bytes, name, SMEM_DEFAULT, SMEM_OPTIN);
     if (w->nvars == static_cast<int>(sizeof w->var / sizeof w->var[0])) fail("too many shared variables: %s", name);
     w->var[w->nvars++] = {tag, name, off, bytes};
     w->arena_top = off + bytes;

@@ -48,10 +48,10 @@ bool find_allocation(const void *a, allocation *out) {
     return true;
 }
 
-size_t smem_limit(const void *kernel) {
+size_t smem_limit(const void *kernel, size_t fixed) {
     std::lock_guard<std::mutex> hold(lock);
     auto it = limits.find(kernel);
-    return it == limits.end() ? SMEM_DEFAULT : it->second;
+    return it == limits.end() ? SMEM_DEFAULT - fixed : it->second;
 }
 
 static void check_guards(uintptr_t address, const region &r) {

@@ -143,6 +143,7 @@ struct allocation {
 extern unsigned allocation_epoch; /* changes with every cudaMalloc and cudaFree */
 /* The device allocation at or below address a; false: none. */
 bool find_allocation(const void *a, allocation *out);
-size_t smem_limit(const void *kernel); /* dynamic bytes allowed, after cudaFuncSetAttribute */
+size_t smem_limit(const void *kernel,
+                  size_t fixed); /* dynamic bytes allowed beside static ones: as cudaFuncSetAttribute says, else what is left */
 } /* namespace simt */
 #endif

@@ -374,9 +374,9 @@ static void check_launch(const launch_desc &l) {
         fail("launch of %s: bad grid size (%u,%u,%u)", l.name, l.grid.x, l.grid.y, l.grid.z);
     if (threads < 1 || threads > MAX_THREADS || l.block.x > 1024 || l.block.y > 1024 || l.block.z > 64)
         fail("launch of %s: bad block size (%u,%u,%u)", l.name, l.block.x, l.block.y, l.block.z);
-    if (l.smem > smem_limit(l.key))
+    if (l.smem > smem_limit(l.key, 0))
         fail("launch of %s: %zu B of dynamic shared memory, allowed are %zu (cudaFuncSetAttribute raises it to at most %zu)", l.name,
-             l.smem, smem_limit(l.key), SMEM_OPTIN);
+             l.smem, smem_limit(l.key, 0), SMEM_OPTIN);
 }
 
 void run(const launch_desc &l) {

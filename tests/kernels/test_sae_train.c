@@ -132,6 +132,7 @@ static void test_decode(void **state) {
     for (int i = 0; i < SHAPES; i++)
         for (int k = 0; k < 3; k++) check_decode(shapes[i], scales[k]);
     check_decode((struct shape){5, 2056, 40, 33}, 1);
+    check_decode((struct shape){2, 12287, 4, 2}, 1); /* a row just fills the shared memory that needs no asking */
     check_decode((struct shape){40, 260, 200, 50}, 1);
     check_decode((struct shape){33, 780, 200, 150}, 1); /* more slots than a block of threads holds at once */
 }
@@ -269,6 +270,7 @@ static void test_update(void **state) {
     check_update((struct shape){37, 64, 129, 8}, 1, a, true, true);
     a.step = 100000, a.lr = 0.1, a.unit_norm_decoder = true, a.remove_parallel = true;
     check_update((struct shape){300, 40, 129, 3}, 1, a, true, false);
+    check_update((struct shape){2, 12288, 3, 2}, 1, a, true, false); /* a row just fills the shared memory that needs no asking */
 }
 
 static void check_bias(struct shape s, double scale, long step) {
