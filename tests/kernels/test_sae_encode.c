@@ -115,6 +115,15 @@ static void test_choice(void **state) {
     check_choice(NEAR, (struct shape){40, 16, 700, 20}, true, false);
 }
 
+/* Every path of the choice once, small enough for a race checker that is thousands of times slower. */
+static void test_paths(void **state) {
+    (void)state;
+    check_choice(SHUFFLED, (struct shape){9, 8, 4300, 20}, true, false); /* a first bound, a list that is cut at the end */
+    check_choice(ASCENDING, (struct shape){2, 8, 8300, 20}, true, true); /* a list that overflows */
+    check_choice(INTEGERS, (struct shape){9, 8, 301, 200}, true, false); /* no bound, addresses that are not aligned */
+    check_choice(NAN_ROWS, (struct shape){3, 8, 70, 5}, false, false);   /* f32 products */
+}
+
 /* The plain product of n bf16 values as tensor cores add it up: 16 exact products at a time, each sum cut towards zero to f32.
  * Measured on an H100: their sums lie below the double product by about as much as these. */
 static float cut_product(const double *x, const double *w, int n) {
@@ -257,8 +266,10 @@ static void test_scratch(void **state) {
     }
 }
 
-int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_choice), cmocka_unit_test(test_values), cmocka_unit_test(test_f32_selection),
+int main(int argc, char **argv) { /* argument: only the tests of this name */
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_choice),   cmocka_unit_test(test_paths),
+                                       cmocka_unit_test(test_values),   cmocka_unit_test(test_f32_selection),
                                        cmocka_unit_test(test_jumprelu), cmocka_unit_test(test_scratch)};
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

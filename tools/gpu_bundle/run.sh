@@ -91,10 +91,9 @@ cd "$here" || exit 2
 
 # 3. memory and race checks on small shapes
 if command -v compute-sanitizer >/dev/null; then
-    for t in norm attention sae_encode sae_update; do
-        [ -x "tests/test_$t" ] || continue
-        part "memcheck $t" 60 compute-sanitizer --tool memcheck --error-exitcode 9 "tests/test_$t"
-        part "racecheck $t" 60 compute-sanitizer --tool racecheck --error-exitcode 9 "tests/test_$t"
+    for t in norm attention "sae_encode test_paths" sae_train; do
+        part "memcheck ${t%% *}" 60 compute-sanitizer --tool memcheck --error-exitcode 9 "tests/test_${t%% *}"
+        part "racecheck $t" 60 compute-sanitizer --tool racecheck --error-exitcode 9 tests/test_$t # t: program and the test to choose
     done
 else say "compute-sanitizer: not installed"; fi
 
