@@ -24,6 +24,7 @@ static int peek_base(struct train_plan *p, const struct run_config *c, int slot,
     int status = sae_peek(&s, path, err);
     if (status == 0 && s.d != p->d)
         status = fail(err, "%s: expected a dictionary of width %d as %s has, found %d", path, p->d, c->model, s.d);
+    if (status == 0 && sae_check_plain(&s, err)) status = error_context(err, "%s", path);
     if (status == 0 && s.layer >= 0 && s.layer != layer) log_note("%s: its own hook is %s, used here for layer %d", path, s.hook, layer);
     if (status == 0 && c->k > s.M) status = fail(err, "%s: \"train.k\" is %d, the dictionary has %d features", path, c->k, s.M);
     p->base_features[slot] = status == 0 ? s.M : 0;

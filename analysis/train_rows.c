@@ -43,7 +43,11 @@ static int open_start(struct loop *l, struct device *dev, struct error *err) {
         fail(err, "%s: tensor %s: expected rows of %d as %s has, found %d", j->rows, j->tensor, start.d, j->sae, l->rows.d);
         goto done;
     }
-    if (sae_make_topk(&start, j->k, err) || sae_trainer_open(&l->trainer, dev, &start, &j->settings, NULL, err)) goto done;
+    if (sae_make_topk(&start, j->k, err)) {
+        if (j->sae) error_context(err, "%s", j->sae);
+        goto done;
+    }
+    if (sae_trainer_open(&l->trainer, dev, &start, &j->settings, NULL, err)) goto done;
     status = 0;
 done:
     sae_host_free(&start);

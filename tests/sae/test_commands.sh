@@ -82,5 +82,11 @@ expect 0 '' 'encode with another k' $encode $golden/mmdiff_topk/expected.safeten
 expect 0 '"shape":[16,3]' 'that k' head -c 400 "$dir/z.safetensors"
 expect 2 '--k must divide 64' 'a k that groupmax cannot have' $encode $golden/sparsify_groupmax/expected.safetensors --sae $golden/sparsify_groupmax/layers.3.mlp --k 7
 
+train="$program train --rows $golden/sparsify_topk/expected.safetensors --tensor x --k 6 --steps 2 --batch 8 --lr 1e-3 --quiet"
+expect 0 '' 'training from a signed one' $train --sae $golden/sparsify_signed/layer_3 --out "$dir/trained"
+expect 0 '"k":6|"activation":"topk"' 'what it gave' $info "$dir/trained" --json
+expect 2 'saelens_transcoder|a transcoder' 'training from a transcoder' $train --sae $golden/saelens_transcoder --out "$dir/none"
+expect 2 'saelens_layer_norm|layer_norm' 'training where rows are normalised' $train --sae $golden/saelens_layer_norm --out "$dir/none"
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
