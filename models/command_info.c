@@ -1,6 +1,6 @@
 /* command_info.c - `stagediff info`: what a folder is, its dimensions, and what is wrong with it. docs/cli.md has the contract.
  * Checkpoints are walked by the loaders' own lists of tensors without placing them; dictionaries are told by the names in their
- * files (docs/formats.md). */
+ * files (docs/dictionaries.md). */
 #include "host/file.h"
 #include "host/tokenizer.h"
 #include "models/checkpoint.h"
