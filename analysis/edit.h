@@ -45,6 +45,8 @@ int edit_list_open(struct edit_list *l, const struct model *m, const char *path,
 int edit_list_read(struct edit_list *l, const struct model *m, const json_t *list, const char *path, const char *folder, struct error *err);
 /* A copy whose edits may be changed; the dictionaries stay those of l, which must live longer. */
 void edit_list_copy(struct edit_list *copy, const struct edit_list *l, const struct model *m);
+/* Appends {"op": "add"} at resid_post of a layer, behind the image. vector (d_model) is copied. */
+void edit_list_add_vector(struct edit_list *l, const struct model *m, int layer, const float *vector, double scale);
 int edit_sae_upload(struct edit_sae *s, struct device *dev, struct error *err); /* to s->device, once */
 void edit_list_free(struct edit_list *l);                                       /* also of one that is all zero */
 

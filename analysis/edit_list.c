@@ -399,6 +399,16 @@ void edit_list_copy(struct edit_list *copy, const struct edit_list *l, const str
     }
 }
 
+void edit_list_add_vector(struct edit_list *l, const struct model *m, int layer, const float *vector, double scale) {
+    l->at = memory_grow(l->at, (size_t)l->n + 1, sizeof *l->at);
+    struct edit *e = &l->at[l->n++];
+    *e = (struct edit){.op = EDIT_ADD, .kinds = (1u << KIND_COUNT) - 1, .after_image = true, .scale = scale};
+    e->points[EDIT_RESID_POST] = true;
+    e->layers = memory_take((size_t)m->n_layers, sizeof *e->layers);
+    e->layers[layer] = true;
+    e->vector = copied(vector, (size_t)m->d_model, sizeof *vector);
+}
+
 void edit_list_free(struct edit_list *l) {
     for (int i = 0; i < l->n; i++) {
         struct edit *e = &l->at[i];

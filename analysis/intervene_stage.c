@@ -136,6 +136,10 @@ static int run_one(const struct run_config *c, const struct run_intervene *x, sq
     return status;
 }
 
+/* Rows of an earlier run of this stage; those of sweeps are the stage steer's. */
+static const char forget[] = "DELETE FROM effects WHERE name NOT IN (SELECT name FROM steering);"
+                             "DELETE FROM effect_controls WHERE name NOT IN (SELECT name FROM steering); DELETE FROM effect_relations;";
+
 int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
     struct model m = {0};
     struct samples *sets = memory_take((size_t)c->n_evaluate + 1, sizeof *sets);
@@ -148,7 +152,7 @@ int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db,
     for (int i = 0; i < c->n_intervene && status == 0; i++) status = run_one(c, &c->intervene[i], db, &m, sets, results, &n, err);
     if (status == 0) status = run_db_exec(db, err, "BEGIN IMMEDIATE");
     const bool begun = status == 0;
-    if (status == 0) status = run_db_exec(db, err, "DELETE FROM effects; DELETE FROM effect_controls; DELETE FROM effect_relations;");
+    if (status == 0) status = run_db_exec(db, err, forget);
     for (int i = 0; i < n && status == 0; i++) status = write_rows(db, &results[i], err);
     if (status == 0) status = run_db_exec(db, err, "COMMIT");
     if (status && begun) sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);

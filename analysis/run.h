@@ -40,6 +40,21 @@ struct run_intervene { /* one intervention of the section "intervene" */
     bool directions; /* controls are random directions for decoder rows too */
 };
 
+struct run_steer { /* one sweep of the section "steer" */
+    char *name;
+    struct dataset train, dev, test; /* train.data NULL: method decoder */
+    enum run_task task;
+    int max_new_tokens;
+    int method;    /* enum steer_method */
+    bool outcomes; /* the contrast: lines answered right and wrong; false: right and wrong answers appended */
+    char *sae;     /* of the feature */
+    int feature, layer;
+    double factor;
+    int *layers, n_layers; /* n_layers 0: all */
+    double *strengths;
+    int n_strengths, controls;
+};
+
 struct run_config {                         /* CONFIG.json, checked; every path resolved against the config's folder. See docs/config.md */
     char *out;                              /* run folder */
     char *base, *model, *saes;              /* base LLM folder; VLM folder; folder of per-layer dictionaries */
@@ -68,6 +83,8 @@ struct run_config {                         /* CONFIG.json, checked; every path 
     int n_evaluate;
     struct run_intervene *intervene; /* n_intervene of them; none: no such stage */
     int n_intervene;
+    struct run_steer *steer; /* n_steer sweeps; none: no such stage */
+    int n_steer;
     int report_features; /* feature pages in the report (24) */
     json_t *resolved;    /* what config.json of the run holds: paths absolute, defaults filled in, one object a stage
                             ("train", "diff", ..) beside the common keys */
@@ -117,12 +134,13 @@ int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, stru
 int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_evaluate(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_steer(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 
 /* run_stages.c: stages in order, one row of `stages` for each that is finished. run_stage runs one, records it with its settings
  * hash and time, and forgets those that build on it. `hash` is of what the stage depends on: its settings, its input files (size and
  * time of change), and those of the stages it builds on. */
-enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_INTERVENE, RUN_REPORT, RUN_STAGES };
+enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_INTERVENE, RUN_STEER, RUN_REPORT, RUN_STAGES };
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);

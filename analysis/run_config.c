@@ -25,6 +25,7 @@ static const struct key common_keys[] = {
     {.name = "select", .type = KEY_OTHER},
     {.name = "evaluate", .type = KEY_OTHER},
     {.name = "intervene", .type = KEY_OTHER},
+    {.name = "steer", .type = KEY_OTHER},
     {.name = "report", .type = KEY_OTHER},
 };
 static const struct key data_keys[] = {
@@ -129,7 +130,7 @@ static int read_all(const struct reader *r, struct run_config *c, const json_t *
         read_other(r, c, top, "regimes", read_regimes) || read_section(r, c, top, "data", TABLE(data_keys)) ||
         read_section(r, c, top, "train", TABLE(train_keys)) || read_section(r, c, top, "diff", TABLE(diff_keys)) ||
         read_other(r, c, top, "select", read_select) || read_other(r, c, top, "evaluate", read_evaluate) ||
-        read_other(r, c, top, "intervene", read_intervene))
+        read_other(r, c, top, "intervene", read_intervene) || read_other(r, c, top, "steer", read_steer))
         return -1;
     return read_section(r, c, top, "report", TABLE(report_keys));
 }

@@ -38,5 +38,6 @@ int keys_bad_value(const struct reader *r, const char *where, const char *name, 
 int read_select(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);
 int read_evaluate(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);
 int read_intervene(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown); /* after read_evaluate */
+int read_steer(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);
 void free_sections(struct run_config *c);
 #endif

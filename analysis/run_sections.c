@@ -1,5 +1,7 @@
-/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select", "evaluate", "intervene". docs/config.md. */
+/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select", "evaluate", "intervene", "steer".
+ * docs/config.md. */
 #include "analysis/run_keys.h"
+#include "analysis/steer.h"
 #include "host/file.h"
 #include <stddef.h>
 #include <stdint.h>
@@ -58,6 +60,32 @@ static const struct key intervene_keys[] = {
     {.name = "on", .type = KEY_OTHER},
     {.name = "controls", .type = KEY_INT, .offset = offsetof(struct run_intervene, controls), .high = 10000, .fallback = 20},
     {.name = "control", .type = KEY_SWITCH, .offset = offsetof(struct run_intervene, directions), .choices = {"matched", "directions"}},
+};
+
+static const struct key steer_keys[] = {
+    {.name = "name", .type = KEY_TEXT, .offset = offsetof(struct run_steer, name), .required = true},
+    {.name = "train", .type = KEY_OTHER},
+    {.name = "dev", .type = KEY_OTHER},
+    {.name = "test", .type = KEY_OTHER},
+    {.name = "task", .type = KEY_CHOICE, .offset = offsetof(struct run_steer, task), .choices = {"auto", "vqa", "vsr"}},
+    {.name = "max_new_tokens",
+     .type = KEY_INT,
+     .offset = offsetof(struct run_steer, max_new_tokens),
+     .low = 1,
+     .high = 1 << 20,
+     .fallback = 16},
+    {.name = "method",
+     .type = KEY_CHOICE,
+     .offset = offsetof(struct run_steer, method),
+     .choices = {"caa", "mmdiff-scale", "mmdiff-sum", "decoder"}},
+    {.name = "contrast", .type = KEY_SWITCH, .offset = offsetof(struct run_steer, outcomes), .choices = {"answers", "outcomes"}},
+    {.name = "sae", .type = KEY_PATH, .offset = offsetof(struct run_steer, sae)},
+    {.name = "feature", .type = KEY_INT, .offset = offsetof(struct run_steer, feature), .low = -1, .high = 1 << 30, .fallback = -1},
+    {.name = "layer", .type = KEY_INT, .offset = offsetof(struct run_steer, layer), .low = -1, .high = 1 << 16, .fallback = -1},
+    {.name = "factor", .type = KEY_REAL, .offset = offsetof(struct run_steer, factor), .low = -1e6, .high = 1e6, .fallback = 1},
+    {.name = "layers", .type = KEY_OTHER},
+    {.name = "strengths", .type = KEY_OTHER},
+    {.name = "controls", .type = KEY_INT, .offset = offsetof(struct run_steer, controls), .high = 10000, .fallback = 20},
 };
 
 /* {"kind": "spatial", "label": 1}: texts, numbers and booleans that a line must have. */
@@ -181,6 +209,71 @@ int read_intervene(const struct reader *r, struct run_config *c, const json_t *v
     return 0;
 }
 
+/* "layers": "all" or a rising list; "strengths": a list of numbers. */
+static int read_sweep(const struct reader *r, struct run_steer *one, const char *where, const json_t *o, json_t *shown) {
+    static const double published[] = {0.5, 1, 2, 5};
+    const json_t *layers = json_object_get(o, "layers"), *strengths = json_object_get(o, "strengths"), *item;
+    const bool all = !layers || json_is_null(layers) || (json_is_string(layers) && !strcmp(json_string_value(layers), "all"));
+    size_t i, n = json_is_array(strengths) ? json_array_size(strengths) : strengths ? 0 : 4;
+    json_object_set_new(shown, "layers", all ? json_string("all") : json_deep_copy(layers));
+    if (!all && (!json_is_array(layers) || !json_array_size(layers)))
+        return keys_bad_value(r, where, "layers", layers, "\"all\" or a list");
+    one->layers = memory_take(all ? 1 : json_array_size(layers), sizeof *one->layers);
+    for (i = 0; !all && i < json_array_size(layers); i++) {
+        item = json_array_get(layers, i);
+        const json_int_t l = json_integer_value(item);
+        if (!json_is_integer(item) || l < 0 || l > 1 << 16 || (i && l <= one->layers[i - 1]))
+            return keys_bad_value(r, where, "layers", layers, "a rising list of layers from 0 on");
+        one->layers[one->n_layers++] = (int)l;
+    }
+    if (!n) return keys_bad_value(r, where, "strengths", strengths, "a list of numbers");
+    one->strengths = memory_take(n, sizeof *one->strengths);
+    json_t *out = json_array();
+    json_object_set_new(shown, "strengths", out);
+    for (i = 0; i < n; i++) {
+        item = strengths ? json_array_get(strengths, i) : NULL;
+        if (strengths && !json_is_number(item)) return keys_bad_value(r, where, "strengths", strengths, "a list of numbers");
+        one->strengths[one->n_strengths++] = strengths ? json_number_value(item) : published[i];
+        json_array_append_new(out, json_real(one->strengths[i]));
+    }
+    return 0;
+}
+
+int read_steer(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown) {
+    size_t n;
+    if (list_of(r, "steer", v, shown, &n)) return -1;
+    c->steer = memory_take(n + 1, sizeof *c->steer);
+    for (size_t i = 0; i < n; i++) {
+        char where[64];
+        const json_t *o = json_array_get(v, i);
+        struct run_steer *one = &c->steer[c->n_steer++];
+        json_t *out = json_object();
+        json_array_append_new(*shown, out);
+        snprintf(where, sizeof where, "steer[%zu]", i);
+        if (!json_is_object(o)) return fail(r->err, "%s: \"%s\": expected an object", r->file, where);
+        if (keys_read(r, one, TABLE(steer_keys), where, o, out)) return -1;
+        const bool trains = strcmp(steer_methods[one->method], "decoder") != 0, feature = strcmp(steer_methods[one->method], "caa") != 0;
+        if (trains == !json_is_object(json_object_get(o, "train")))
+            return fail(r->err, "%s: \"%s.train\": method %s %s", r->file, where, steer_methods[one->method],
+                        trains ? "needs an object with \"data\"" : "is not trained; leave it out");
+        if ((trains && read_dataset(r, &one->train, where, "train", o, out)) || read_dataset(r, &one->dev, where, "dev", o, out) ||
+            read_dataset(r, &one->test, where, "test", o, out) || read_sweep(r, one, where, o, out))
+            return -1;
+        if (feature != (one->sae != NULL) || feature != (one->feature >= 0))
+            return fail(r->err, "%s: \"%s\": method %s %s \"sae\" and \"feature\"", r->file, where, steer_methods[one->method],
+                        feature ? "needs" : "does not take");
+        if (one->controls > 0 && one->controls < 20)
+            return fail(r->err, "%s: \"%s.controls\": expected 0 or at least 20, found %d", r->file, where, one->controls);
+        for (size_t j = 0; j < i; j++)
+            if (!strcmp(c->steer[j].name, one->name))
+                return fail(r->err, "%s: \"%s.name\": \"%s\" stands there twice", r->file, where, one->name);
+        for (int j = 0; j < c->n_intervene; j++)
+            if (!strcmp(c->intervene[j].name, one->name))
+                return fail(r->err, "%s: \"%s.name\": \"%s\" is an intervention's name already", r->file, where, one->name);
+    }
+    return 0;
+}
+
 static void free_dataset(struct dataset *d) {
     free(d->data), free(d->images), free(d->annotations), free(d->keywords), free(d->ask);
     json_decref(d->where);
@@ -200,5 +293,10 @@ void free_sections(struct run_config *c) {
         for (int j = 0; j < x->n_on; j++) free(x->on[j]);
         free(x->name), free(x->edit), free(x->features_of), free(x->heads_of), free(x->on);
     }
-    free(c->select), free(c->evaluate), free(c->intervene);
+    for (int i = 0; i < c->n_steer; i++) {
+        struct run_steer *x = &c->steer[i];
+        free_dataset(&x->train), free_dataset(&x->dev), free_dataset(&x->test);
+        free(x->name), free(x->sae), free(x->layers), free(x->strengths);
+    }
+    free(c->select), free(c->evaluate), free(c->intervene), free(c->steer);
 }

@@ -10,7 +10,7 @@
 
 #include "kernels/device.h"
 
-const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "evaluate", "intervene", "report"};
+const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "evaluate", "intervene", "steer", "report"};
 
 static const struct stage {
     int (*run)(const struct run_config *, struct device *, sqlite3 *, struct error *);
@@ -23,6 +23,7 @@ static const struct stage {
     [RUN_SELECT] = {stage_select, 1U << RUN_TRAIN | 1U << RUN_DIFF, 1, true},
     [RUN_EVALUATE] = {stage_evaluate, 0, 1, true},
     [RUN_INTERVENE] = {stage_intervene, (1U << RUN_INTERVENE) - 1, 1, true},
+    [RUN_STEER] = {stage_steer, 0, 1, true},
     [RUN_REPORT] = {stage_report, (1U << RUN_REPORT) - 1, 1, false},
 };
 
@@ -102,13 +103,19 @@ static void mix_datasets(uint64_t *h, const struct run_config *c, enum run_stage
         mix_path(h, c->select[i].prompts, 0);
     }
     for (int i = 0; stage == RUN_EVALUATE && i < c->n_evaluate; i++) mix_dataset(h, &c->evaluate[i].set);
+    for (int i = 0; stage == RUN_STEER && i < c->n_steer; i++) {
+        mix_dataset(h, &c->steer[i].train);
+        mix_dataset(h, &c->steer[i].dev);
+        mix_dataset(h, &c->steer[i].test);
+        mix_path(h, c->steer[i].sae, PATH_DEPTH);
+    }
     for (int i = 0; stage == RUN_INTERVENE && i < c->n_intervene; i++) mix_path(h, c->intervene[i].edit, 0);
 }
 
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage) {
     static const char *const common[] = {"base", "model", "saes", "layers", "regimes", "seed", "data"};
     const char *const paths[] = {c->model, c->base, c->saes, c->train_data, c->validation_data};
-    const bool alone = stage == RUN_EVALUATE; /* needs the model and its own data, no dictionary */
+    const bool alone = stage == RUN_EVALUATE || stage == RUN_STEER; /* needs the model and its own data, no dictionary */
     uint64_t h = 0xcbf29ce484222325u;
     for (size_t i = 0; i < sizeof common / sizeof *common; i++)
         if (!alone || !strcmp(common[i], "model")) mix_json(&h, json_object_get(c->resolved, common[i]));

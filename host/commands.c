@@ -7,26 +7,11 @@ extern struct command command_info;                                             
 extern struct command command_generate, command_harvest, command_encode, command_train;   /* analysis/ */
 extern struct command command_diff, command_report, command_run, command_plan;            /* analysis/ */
 extern struct command command_select, command_evaluate, command_vectors, command_convert; /* analysis/ */
-extern struct command command_attribute, command_intervene;                               /* analysis/ */
+extern struct command command_attribute, command_intervene, command_steer;                /* analysis/ */
 
 struct command *const commands[] = {
-    &command_info,
-    &command_tokenize,
-    &command_detokenize,
-    &command_preprocess,
-    &command_generate,
-    &command_harvest,
-    &command_encode,
-    &command_convert,
-    &command_plan,
-    &command_train,
-    &command_diff,
-    &command_select,
-    &command_evaluate,
-    &command_vectors,
-    &command_attribute,
-    &command_intervene,
-    &command_report,
-    &command_run,
-    NULL,
+    &command_info,      &command_tokenize, &command_detokenize, &command_preprocess, &command_generate,
+    &command_harvest,   &command_encode,   &command_convert,    &command_plan,       &command_train,
+    &command_diff,      &command_select,   &command_evaluate,   &command_vectors,    &command_attribute,
+    &command_intervene, &command_steer,    &command_report,     &command_run,        NULL,
 };

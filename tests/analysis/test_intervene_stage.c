@@ -1,5 +1,5 @@
-/* test_intervene_stage.c - the section "intervene" of CONFIG.json: lists from a file, from a task's features, from a target's heads; rows
- * of run.db; what is refused. */
+/* test_intervene_stage.c - the sections "intervene" and "steer" of CONFIG.json: lists from a file, from a task's features, from a target's
+ * heads; rows of run.db; what is refused. */
 #include "analysis/run.h"
 #include "host/file.h"
 #include "kernels/device.h"
@@ -92,6 +92,35 @@ static void rows_of_the_stage(void **state) {
     run_session_close(&s);
 }
 
+#define SET(file, n) "{\"data\": \"" WORLD "/data/vsr_" file ".jsonl\", \"samples\": " n "}"
+
+static void rows_of_a_sweep(void **state) {
+    struct run_session s;
+    struct error err = {""};
+    (void)state;
+    put("c.json",
+        CONFIG(SETS ", \"intervene\": [{\"name\": \"heads out\", \"edit\": \"heads.json\", \"controls\": 0}],"
+                    " \"steer\": [{\"name\": \"caa\", \"train\": " SET("train", "12") ", \"dev\": " SET("dev", "10") ", \"test\": " SET(
+                        "test", "14") ", \"layers\": [1, 4], \"strengths\": [1, 50]},"
+                                      " {\"name\": \"feature\", \"method\": \"decoder\", \"sae\": \"" WORLD
+                                      "/saes/L5R-8x\", \"feature\": 3, \"dev\": " SET("dev", "6") ", \"test\": " SET(
+                                          "test", "6") ", \"layers\": [5], \"controls\": 0}]"));
+    if (run_session_open(&s, DIR "/c.json", 0, &err)) fail_msg("%s", err.text);
+    if (run_stage(&s.c, s.dev, s.db, RUN_STEER, &err)) fail_msg("%s", err.text);
+    assert_true(number(s.db, "SELECT count(*) FROM steering WHERE name = 'caa' AND split = 'dev' AND n = 10") == 6);
+    assert_true(number(s.db, "SELECT sum(chosen) FROM steering WHERE name = 'caa' AND split = 'dev'") == 1);
+    assert_true(number(s.db, "SELECT count(*) FROM steering a JOIN steering b USING(name, layer, strength) WHERE a.chosen AND b.chosen AND"
+                             " a.split = 'dev' AND b.split = 'test'") == 2);
+    assert_true(number(s.db, "SELECT max(strength) FROM steering WHERE name = 'feature' AND split = 'dev'") == 5); /* as published */
+    assert_true(number(s.db, "SELECT intervened - (SELECT accuracy FROM steering s WHERE s.name = 'caa' AND split = 'test' AND chosen) FROM"
+                             " interventions WHERE name = 'caa' AND dataset = 'vsr_test.jsonl' AND n = 14 AND controls = 20") == 0);
+    if (run_stage(&s.c, s.dev, s.db, RUN_INTERVENE, &err)) fail_msg("%s", err.text);
+    assert_true(number(s.db, "SELECT count(*) FROM interventions") == 4 && number(s.db, "SELECT count(*) FROM effect_controls") == 20);
+    if (run_stage(&s.c, s.dev, s.db, RUN_STEER, &err)) fail_msg("%s", err.text);
+    assert_true(number(s.db, "SELECT count(*) FROM interventions") == 4 && number(s.db, "SELECT count(*) FROM effect_controls") == 20);
+    run_session_close(&s);
+}
+
 static void refused(const char *section, const char *says) {
     struct run_config c;
     struct error err = {""};
@@ -114,11 +143,25 @@ static void bad_sections(void **state) {
     refused("\"intervene\": [{\"name\": \"a\", \"edit\": \"a\", \"controls\": 3}]", "at least 20, found 3");
     refused("\"intervene\": [{\"name\": \"a\", \"edit\": \"a\", \"control\": \"none\"}]", "directions");
     refused("\"intervene\": [{\"name\": \"a\", \"edit\": \"a\"}, {\"name\": \"a\", \"edit\": \"b\"}]", "twice");
+    refused("\"steer\": [{\"name\": \"a\"}]", "needs an object with \"data\"");
+    refused("\"steer\": [{\"name\": \"a\", \"method\": \"pca\"}]", "mmdiff-sum");
+    refused("\"steer\": [{\"name\": \"a\", \"method\": \"decoder\", \"train\": {\"data\": \"a\"}}]", "is not trained");
+    refused("\"steer\": [{\"name\": \"a\", \"train\": {\"data\": \"a\"}, \"dev\": {\"data\": \"a\"}}]", "steer[0].test");
+    refused("\"steer\": [{\"name\": \"a\", \"train\": {\"data\": \"a\"}, \"dev\": {\"data\": \"a\"}, \"test\": {\"data\": \"a\"}, \"sae\": "
+            "\"b\"}]",
+            "does not take");
+    refused("\"steer\": [{\"name\": \"a\", \"train\": {\"data\": \"a\"}, \"dev\": {\"data\": \"a\"}, \"test\": {\"data\": \"a\"}, "
+            "\"layers\": [2, 1]}]",
+            "rising");
+    refused("\"steer\": [{\"name\": \"a\", \"train\": {\"data\": \"a\"}, \"dev\": {\"data\": \"a\"}, \"test\": {\"data\": \"a\"}, "
+            "\"strengths\": []}]",
+            "steer[0].strengths");
     refused("\"evaluate\": null, \"intervene\": [{\"name\": \"a\", \"edit\": \"a\"}]", "\"evaluate\", which is missing");
 }
 
 int main(void) {
     if (system("rm -rf " DIR " && mkdir -p " DIR)) return 1;
-    const struct CMUnitTest tests[] = {cmocka_unit_test(rows_of_the_stage), cmocka_unit_test(bad_sections)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(rows_of_the_stage), cmocka_unit_test(rows_of_a_sweep),
+                                       cmocka_unit_test(bad_sections)};
     return cmocka_run_group_tests_name("intervene stage", tests, NULL, NULL);
 }

@@ -98,6 +98,11 @@ if [ -d $world/vlm ]; then
     expect 0 'right of|McNemar' 'intervene as a table' $intervene --controls 0
     expect 2 'at least 20, found 5' 'too few controls' $intervene --controls 5
     expect 2 '--model DIR, --data FILE and --edit' 'intervene needs edits' $program intervene --model $world/vlm --data "$dir/vsr.jsonl"
+    steer="$program steer --model $world/vlm --train $dir/vsr.jsonl --dev $dir/vsr.jsonl --test $dir/vsr.jsonl --strengths 1,30"
+    expect 0 '"method":"caa","positive":12,"negative":12,"layer":|"dev":[{"layer":2,"strength":1.0,|"test":{"n":12,' 'steer as JSON' $steer --layers 2,5 --json --controls 0
+    expect 0 'chosen|random directions' 'steer as a table' $steer --layers 2,5
+    expect 2 'needs --sae DIR and --feature F' 'a feature is needed' $steer --method mmdiff-sum
+    expect 2 'numbers from 0 to 7' 'a layer that is not there' $steer --layers 8
     cp -r $world/vlm "$dir/vlm" && sed -i 's|"../clip"|"someone/tower"|' "$dir/vlm/config.json"
     expect 2 '--vision-tower' 'a tower that is nowhere' $program generate --model "$dir/vlm" --prompt a
     expect 0 'template llama_3_1|64 rows|4 of 5 tower layers|square of the mean colour' 'what info says of use' $program info $world/vlm

@@ -2,6 +2,7 @@
  * gives what each list gives by itself. */
 #include "model_test.h"
 #include "analysis/intervene.h"
+#include "analysis/steer.h"
 #include "host/file.h"
 #include <math.h>
 
@@ -196,8 +197,84 @@ static void together_is_as_alone(void **state) {
     model_close(&m);
 }
 
+/* Every point of a sweep is the list it stands for; the best on dev is the one that is told on test. */
+static void steering_is_its_lists(void **state) {
+    enum { TRAIN = 30, DEV = 24, TEST = 20 };
+    struct model m;
+    struct samples s;
+    struct caa c;
+    struct sae_host sae;
+    struct edit_list l, none;
+    static const int layers[] = {2, 5};
+    static const double strengths[] = {60, -60, 0.001};
+    struct steering x = {.contrast = CONTRAST_ANSWERS,
+                         .task = EVALUATE_VSR,
+                         .batch = 8,
+                         .controls = 0,
+                         .seed = 1,
+                         .feature = 9,
+                         .feature_layer = 5,
+                         .layers = layers,
+                         .n_layers = 2,
+                         .strengths = strengths,
+                         .n_strengths = 3};
+    (void)state;
+    open_model(&m, WORLD "/vlm");
+    MUST(samples_open(&s, WORLD "/data/vsr_train.jsonl", err));
+    MUST(sae_load(&sae, SAE, err));
+    MUST(caa_make(&c, &m, &s, 0, TRAIN, CONTRAST_ANSWERS, EVALUATE_VSR, 8, err));
+    open_list(&none, &m, "[]");
+    const struct steer_samples train = {&s, 0, TRAIN}, dev = {&s, TRAIN, DEV}, test = {&s, TRAIN + DEV, TEST};
+    const float *row = sae.D + 9 * 128;
+    for (int method = 0; method < STEER_METHODS; method++) {
+        int best = 0;
+        x.method = (enum steer_method)method;
+        x.sae = method == STEER_CAA ? NULL : &sae;
+        x.factor = method == STEER_MMDIFF_SUM ? 40 : 3;
+        MUST(steer(&x, &m, method == STEER_DECODER ? &(struct steer_samples){0} : &train, &dev, &test, err));
+        assert_int_equal(x.n_points, method == STEER_CAA || method == STEER_DECODER ? 6 : 3);
+        assert_true(x.dev_baseline == accuracy(&m, &none, &s, TRAIN, DEV, NULL) && x.dev_n == DEV);
+        for (int i = 0; i < x.n_points; i++) {
+            const struct steer_point *p = &x.points[i];
+            memset(&l, 0, sizeof l);
+            l.path = memory_string("by hand");
+            for (int k = 0; k < 2; k++) {
+                float v[128];
+                if (method != STEER_MMDIFF_SUM && layers[k] != p->layer) continue;
+                const float *own = c.vectors + layers[k] * 128;
+                double dot = 0;
+                for (int d = 0; d < 128; d++) dot += (double)own[d] * (double)row[d] / vector_norm(own, 128);
+                for (int d = 0; d < 128; d++) {
+                    const double unit = (double)own[d] / vector_norm(own, 128);
+                    v[d] =
+                        (float)(method == STEER_CAA            ? unit
+                                : method == STEER_DECODER      ? (double)row[d]
+                                : method == STEER_MMDIFF_SCALE ? unit + 2 * dot * (double)row[d]
+                                                               : p->strength * (double)own[d] + (layers[k] == 5 ? 40 * (double)row[d] : 0));
+                }
+                edit_list_add_vector(&l, &m, layers[k], v, method == STEER_MMDIFF_SUM ? 1 : p->strength);
+            }
+            assert_true(p->layer == (x.n_points == 3 ? 5 : layers[i / 3]) && p->strength == strengths[i % 3]);
+            assert_true(fabs(p->accuracy - accuracy(&m, &l, &s, TRAIN, DEV, NULL)) < 1e-12);
+            const struct steer_point *b = &x.points[best];
+            if (p->accuracy > b->accuracy || (p->accuracy == b->accuracy && fabs(p->strength) < fabs(b->strength))) best = i;
+            if (i == x.chosen) assert_true(fabs(x.test.effect.pair.intervened - accuracy(&m, &l, &s, TRAIN + DEV, TEST, NULL)) < 1e-12);
+            edit_list_free(&l);
+        }
+        assert_int_equal(x.chosen, best);
+        printf("  %-13s dev %.3f, chosen layer %d strength %g: %.3f, test %+.3f\n", steer_methods[method], x.dev_baseline,
+               x.points[best].layer, x.points[best].strength, x.points[best].accuracy, x.test.effect.pair.delta);
+        steering_free(&x);
+    }
+    caa_free(&c);
+    edit_list_free(&none);
+    sae_host_free(&sae);
+    samples_free(&s);
+    model_close(&m);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(features_are_matched_by_firing), cmocka_unit_test(heads_and_directions_are_drawn),
-                                       cmocka_unit_test(together_is_as_alone)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(steering_is_its_lists), cmocka_unit_test(features_are_matched_by_firing),
+                                       cmocka_unit_test(heads_and_directions_are_drawn), cmocka_unit_test(together_is_as_alone)};
     return cmocka_run_group_tests_name("intervene", tests, NULL, NULL);
 }
