@@ -10,7 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_NAME = 1024, MAX_DEPTH = 32, NAMES_PER_BYTE = 8 };
+enum {
+    MAX_NAME = 1024,
+    MAX_DEPTH = 32,
+    NAMES_PER_BYTE = 16,    /* a dictionary that stands in two places gives its names twice: all names together take at most */
+    NAMES_ALWAYS = 1 << 16, /* NAMES_ALWAYS + NAMES_PER_BYTE x the pickle's size */
+};
 
 enum { ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, FIRST_STORAGE };
 static const char *const globals[] = {"collections.OrderedDict",
@@ -239,7 +244,7 @@ int torch_file_read(struct tensor_file *f, const struct zip *z, struct error *er
     r.where = memory_take(room, 1);
     snprintf(r.where, room, "%s: %s", f->path, entry);
     f->metadata = f->header = json_object();
-    r.budget = NAMES_PER_BYTE * e->size;
+    r.budget = NAMES_ALWAYS + NAMES_PER_BYTE * e->size;
     if (e->deflated)
         fail(err, "%s: is compressed; torch stores it as it is: save it again with torch.save", r.where);
     else if (!check_byteorder(&r) && !pickle_read(&p, r.where, e->data, e->size, globals, err)) {
