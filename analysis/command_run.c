@@ -7,14 +7,10 @@
 #include "kernels/device.h"
 
 static void print_plan(const struct run_config *c, const bool *finished, const struct device *dev) {
-    static const char *const what[RUN_STAGES] = {"fine-tune one dictionary per layer and regime on streamed activations",
-                                                 "energies, cosines and the adapted features, against the base dictionaries",
-                                                 "which features fire for a task: odds ratio, Fisher's test, prompt filter",
-                                                 "answers to questions and statements, scored", "report.html"};
     fprintf(stderr, "stagediff run: %s on %s\n", c->out, device_name(dev));
     for (int s = 0; s < RUN_STAGES; s++)
         if (run_stage_wanted(c, (enum run_stage_index)s))
-            fprintf(stderr, "  %-8s %s%s\n", run_stage_names[s], what[s],
+            fprintf(stderr, "  %-9s %s%s\n", run_stage_names[s], run_stage_what((enum run_stage_index)s),
                     finished[s] ? " (finished before with these settings: skipped)" : "");
 }
 

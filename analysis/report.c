@@ -92,6 +92,12 @@ static void head(struct report *r) {
         }
         fputs("</li>\n", r->out);
     }
+    n = run_summary_causes(r->db, sentences);
+    for (int i = 0; i < n; i++) {
+        fputs("<li>", r->out);
+        html_text(r->out, sentences[i]);
+        fputs("</li>\n", r->out);
+    }
     fputs("</ul>\n", r->out);
 }
 

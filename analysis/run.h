@@ -144,6 +144,7 @@ enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_INTERV
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);
+const char *run_stage_what(enum run_stage_index stage);                           /* in a few words */
 bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage);    /* an optional stage without its section is not */
 bool run_stage_builds_on(enum run_stage_index stage, enum run_stage_index other); /* directly or through others */
 bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage);

@@ -17,19 +17,23 @@ static const struct stage {
     unsigned before; /* bits of the stages it builds on, those that they build on included */
     int version;     /* raised when this program would write other rows from the same settings */
     bool optional;   /* runs when the configuration has its section */
+    const char *what;
 } stages[RUN_STAGES] = {
-    [RUN_TRAIN] = {stage_train, 0, 1, false},
-    [RUN_DIFF] = {stage_diff, 1U << RUN_TRAIN, 1, false},
-    [RUN_SELECT] = {stage_select, 1U << RUN_TRAIN | 1U << RUN_DIFF, 1, true},
-    [RUN_EVALUATE] = {stage_evaluate, 0, 1, true},
-    [RUN_INTERVENE] = {stage_intervene, (1U << RUN_INTERVENE) - 1, 1, true},
-    [RUN_STEER] = {stage_steer, 0, 1, true},
-    [RUN_REPORT] = {stage_report, (1U << RUN_REPORT) - 1, 1, false},
+    [RUN_TRAIN] = {stage_train, 0, 1, false, "fine-tune one dictionary per layer and regime on streamed activations"},
+    [RUN_DIFF] = {stage_diff, 1U << RUN_TRAIN, 1, false, "energies, cosines and the adapted features, against the base dictionaries"},
+    [RUN_SELECT] = {stage_select, 1U << RUN_TRAIN | 1U << RUN_DIFF, 1, true,
+                    "which features fire for a task: odds ratio, Fisher's test, prompt filter"},
+    [RUN_EVALUATE] = {stage_evaluate, 0, 1, true, "answers to questions and statements, scored"},
+    [RUN_INTERVENE] = {stage_intervene, (1U << RUN_INTERVENE) - 1, 1, true, "what edits do to the answers, beside matched controls"},
+    [RUN_STEER] = {stage_steer, 0, 1, true, "accuracy by layer and strength of a direction, chosen on dev, reported on test"},
+    [RUN_REPORT] = {stage_report, (1U << RUN_REPORT) - 1, 1, false, "report.html"},
 };
 
 bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage) {
     return !stages[stage].optional || json_object_get(c->resolved, run_stage_names[stage]);
 }
+
+const char *run_stage_what(enum run_stage_index stage) { return stages[stage].what; }
 
 bool run_stage_builds_on(enum run_stage_index stage, enum run_stage_index other) { return stages[stage].before >> other & 1; }
 

@@ -212,6 +212,40 @@ int run_summary_sentences(const struct run_summary *s, char sentences[SUMMARY_SE
     return n;
 }
 
+/* Rows of a query that makes sentences, up to `most`. */
+static int sentences_of(sqlite3 *db, const char *sql, char (*sentences)[512], int most) {
+    struct error err;
+    sqlite3_stmt *q = NULL;
+    int n = 0;
+    if (run_db_prepare(db, &q, &err, sql, "")) return 0;
+    for (; n < most && sqlite3_step(q) == SQLITE_ROW; n++)
+        snprintf(sentences[n], sizeof sentences[n], "%s", (const char *)sqlite3_column_text(q, 0));
+    sqlite3_finalize(q);
+    return n;
+}
+
+int run_summary_causes(sqlite3 *db, char sentences[SUMMARY_SENTENCES][512]) {
+    int n = sentences_of(
+        db,
+        "SELECT printf('%d features fire for the task \"%.80s\"; %d of them are adapted%s.', sum(selected), task, sum(selected AND "
+        "adapted), CASE WHEN count(prompt_invariant) THEN printf(', and %d of those fire for their pictures under neutral "
+        "prompts too', sum(selected AND adapted AND prompt_invariant)) ELSE '' END) FROM task_features GROUP BY task ORDER BY task",
+        sentences, 2);
+    n += sentences_of(
+        db,
+        "SELECT printf('The model answers %.1f %% of %.80s right (%d lines).', 100.0 * accuracy, name, n) FROM evaluations WHERE split = "
+        "'all' AND relation = 'all' ORDER BY name",
+        sentences + n, 2);
+    n += sentences_of(
+        db,
+        "SELECT printf('With \"%.80s\" accuracy on %.80s changes by %+.1f points (95 %% interval %+.1f to %+.1f)%s.', name, dataset, 100.0 "
+        "* "
+        "delta, 100.0 * ci_low, 100.0 * ci_high, CASE WHEN controls THEN printf('; matched controls: %+.1f', 100.0 * control_mean) ELSE "
+        "'' END) FROM interventions WHERE ci_low > 0 OR ci_high < 0 ORDER BY abs(delta) DESC, name, dataset",
+        sentences + n, SUMMARY_SENTENCES - n);
+    return n;
+}
+
 static void print_top_features(FILE *out, const struct run_summary *s, sqlite3 *db) {
     struct error err;
     sqlite3_stmt *q = NULL;
@@ -252,6 +286,8 @@ void run_summary_print(FILE *out, const struct run_summary *s, sqlite3 *db, cons
     char sentences[SUMMARY_SENTENCES][512];
     int n = run_summary_sentences(s, sentences);
     fprintf(out, "\n");
+    for (int i = 0; i < n; i++) fprintf(out, "  - %s\n", sentences[i]);
+    n = run_summary_causes(db, sentences);
     for (int i = 0; i < n; i++) fprintf(out, "  - %s\n", sentences[i]);
     fprintf(out, "\n  report    %s/report.html\n  database  %s/run.db\n", c->out, c->out);
 }

@@ -36,6 +36,8 @@ int run_summary_read(struct run_summary *s, sqlite3 *db, const struct run_config
 void run_summary_free(struct run_summary *s);
 /* The findings in plain sentences; how many were written. */
 int run_summary_sentences(const struct run_summary *s, char sentences[SUMMARY_SENTENCES][512]);
+/* What select, evaluate and intervene found, likewise; strongest interventions first. */
+int run_summary_causes(sqlite3 *db, char sentences[SUMMARY_SENTENCES][512]);
 void run_summary_print(FILE *out, const struct run_summary *s, sqlite3 *db, const struct run_config *c);
 
 double run_db_number(sqlite3 *db, const char *stage, const char *name, double fallback); /* a fact; fallback when absent */

@@ -104,7 +104,8 @@ static void test_tasks(void **state) {
                                     "91.7&thinsp;%",
                                     "encoder <b>0.750 &rarr; 1.250</b>",
                                     "template <b>0.3&thinsp;%</b>, <b>0.4&thinsp;%</b>",
-                                    "&infin;"};
+                                    "&infin;",
+                                    "The model answers 98.3 % of VSR &lt;test&gt; right (600 lines)."};
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
         if (!strstr(html, expected[i])) fail_msg("the report lacks %s", expected[i]);
     assert_null(strstr(html, "<right>"));
@@ -138,6 +139,8 @@ static void test_causes(void **state) {
                                     "-1.0 (-3.0 to +1.0), 20",
                                     "VSR <b>-18.0</b> points",
                                     "90.0 &rarr; 50.0",
+                                    "With &quot;no &lt;features&gt;&quot; accuracy on VSR changes by -18.0 points (95 % interval -21.0 to "
+                                    "-15.0); matched controls: -1.0.",
                                     "id=\"steering\"",
                                     "test, layer 2, strength 1: <b>77.5&thinsp;%</b> of 300."};
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
