@@ -1,6 +1,6 @@
 """Pixel values of `stagediff preprocess` against Pillow and transformers' slow CLIPImageProcessor, on many generated pictures.
 
-    test_images.py STAGEDIFF [--count 320] [--seed N]      needs pillow < 12, transformers < 5, numpy
+    test_images.py STAGEDIFF [--count 320] [--seed N]      needs tools/requirements_host.txt
 
 Pictures: JPEG (gray, RGB, CMYK, progressive, every subsampling, qualities 1 to 100, EXIF, restart markers) and PNG (gray, bilevel, palette, alpha,
 transparency, 16 bit, interlaced, gamma) from 1 x 1 to 8000 x 6000, long and thin ones too. Settings: CLIP's crop in its three spellings, LLaVA's pad by
@@ -22,7 +22,7 @@ import transformers
 from PIL import Image, ImageFile
 
 if int(PIL.__version__.split(".")[0]) >= 12 or int(transformers.__version__.split(".")[0]) >= 5:
-    sys.exit(f"test_images.py: needs pillow < 12 and transformers < 5; found {PIL.__version__} and {transformers.__version__}")
+    sys.exit(f"test_images.py: needs pillow < 12 and transformers < 5 (tools/requirements_host.txt); found {PIL.__version__} and {transformers.__version__}")
 from transformers.models.clip.image_processing_clip import CLIPImageProcessor  # noqa: E402
 
 Image.MAX_IMAGE_PIXELS = None

@@ -1,6 +1,6 @@
 """Tokenising and preprocessing per core, in processor time, beside the libraries: the order is A B B A, the best of each counts.
 
-    host.py STAGEDIFF [--megabytes 4] [--pictures 60] [--repeats 5]      needs pillow < 12, transformers < 5, tokenizers, sentencepiece
+    host.py STAGEDIFF [--megabytes 4] [--pictures 60] [--repeats 5]      needs tools/requirements_host.txt
 
 Tokenizers: LLaMA-3's where `llama-models` is installed, else only those trained here (tools/test_tokenizers.py makes them), beside `tokenizers` with
 one thread, tiktoken, sentencepiece and transformers' slow (Python) ones. Text: Python's library in pieces of 1,000 characters. Ours is the whole command,

@@ -13,7 +13,7 @@ Writes tests/golden/host/:
     pictures.jsonl      for each: FNV-1a 64 of the RGB bytes by Pillow and of the pixel values by CLIPImageProcessor (slow)
     about.json         versions and seed
 
-usage: make_host.py OUT_DIR      needs pillow < 12, transformers < 5 (its slow CLIPImageProcessor), tokenizers, sentencepiece, numpy
+usage: make_host.py OUT_DIR      needs tools/requirements_host.txt: pillow < 12, transformers < 5 (its slow CLIPImageProcessor)
 """
 import json
 import os
