@@ -54,19 +54,6 @@ static bool fits(const struct layout *y, const char *given, bool loosely) {
     return false;
 }
 
-/* The layout's configuration and weights in the folder; given: that very file. */
-static bool matches(struct sae_files *f, const struct layout *y, const char *given, bool loosely) {
-    if ((y->config && !has(f->folder, y->config)) || (given && !fits(y, given, loosely))) return false;
-    for (int i = 0; y->weights[i]; i++)
-        if (has(f->folder, y->weights[i])) {
-            f->format = y->format;
-            f->config = y->config ? path_join(f->folder, y->config) : NULL;
-            f->weights = given ? memory_string(given) : path_join(f->folder, y->weights[i]);
-            return true;
-        }
-    return false;
-}
-
 /* A folder's only torch file, malloced; NULL when there is none or more than one. */
 static char *only_torch_file(const char *folder) {
     char *found = NULL;
@@ -102,6 +89,22 @@ static bool told(enum sae_format *format, const char *folder) {
         free(config);
     }
     return is;
+}
+
+/* The layout's configuration and weights in the folder; given: that very file, whatever lies beside it. Loosely, a config.json counts only
+ * when it tells the format. */
+static bool matches(struct sae_files *f, const struct layout *y, const char *given, bool loosely) {
+    enum sae_format format;
+    if ((y->config && !has(f->folder, y->config)) || (given && !fits(y, given, loosely))) return false;
+    if (loosely && y->config && strcmp(y->config, "config.json") == 0 && !(told(&format, f->folder) && format == y->format)) return false;
+    for (int i = 0; y->weights[i]; i++)
+        if (given || has(f->folder, y->weights[i])) {
+            f->format = y->format;
+            f->config = y->config ? path_join(f->folder, y->config) : NULL;
+            f->weights = given ? memory_string(given) : path_join(f->folder, y->weights[i]);
+            return true;
+        }
+    return false;
 }
 
 /* The sentence; what the configuration tells of the format stays in f. */

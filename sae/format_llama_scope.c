@@ -74,9 +74,8 @@ static int read_config(struct sae_host *s, struct scope *c, const char *file, st
         json_bool(o, file, "sparsity_include_decoder_norm", false, &c->decoder_norm, err) ||
         json_bool(o, file, "use_glu_encoder", false, &glu, err))
         goto done;
-    if (s->d == 0 || s->M == 0) {
-        fail(err, "%s: \"%s\" is missing; is this the hyperparams.json of a Llama Scope dictionary?", file,
-             s->d == 0 ? "d_model" : "d_sae");
+    if (s->d == 0) {
+        fail(err, "%s: \"d_model\" is missing; is this the hyperparams.json of a Llama Scope dictionary?", file);
         goto done;
     }
     if (glu) {
@@ -85,10 +84,6 @@ static int read_config(struct sae_host *s, struct scope *c, const char *file, st
     }
     s->transcoder = in && out && strcmp(in, out) != 0;
     if (read_norm(c, o, file, err) || read_activation(s, c, o, file, err)) goto done;
-    if (s->activation == SAE_TOPK && s->K > s->M) {
-        fail(err, "%s: \"top_k\" is %d but \"d_sae\" %d", file, s->K, s->M);
-        goto done;
-    }
     snprintf(s->hook, sizeof s->hook, "%s", in ? in : out ? out : "");
     if (s->transcoder) snprintf(s->hook_out, sizeof s->hook_out, "%s", out);
     status = 0;
@@ -131,11 +126,16 @@ int llama_scope_read(struct sae_host *s, const struct sae_files *files, bool arr
     int status = -1;
     if (read_config(s, &c, files->config, err)) return -1;
     if (tensors_open(&st, files->weights, err)) return -1;
-    if (refuse_mask(st, files->weights, err) || tensor_load(arrays ? &s->E : NULL, st, "encoder.weight", s->M, s->d, false, err) ||
+    if (refuse_mask(st, files->weights, err) || sizes_of(s, st, "encoder.weight", false, err)) goto done; /* d_sae may be left out */
+    if (tensor_load(arrays ? &s->E : NULL, st, "encoder.weight", s->M, s->d, false, err) ||
         tensor_load(arrays ? &s->b_e : NULL, st, "encoder.bias", s->M, 0, false, err) ||
         tensor_load(arrays ? &s->D : NULL, st, "decoder.weight", s->d, s->M, true, err) ||
         (c.decoder_bias && tensor_load(arrays ? &s->b_d : NULL, st, "decoder.bias", s->d, 0, false, err)))
         goto done;
+    if (s->K > s->M) {
+        fail(err, "%s: \"top_k\" is %d but the dictionary has %d features", files->config, s->K, s->M);
+        goto done;
+    }
     status = 0;
     if (!arrays) goto done;
     if (!c.decoder_bias) s->b_d = memory_take((size_t)s->d, sizeof *s->b_d);

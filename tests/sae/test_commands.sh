@@ -76,6 +76,13 @@ head -c 3000 $golden/mmdiff_topk/text-only_layer_3.pt >"$dir/cut.pt"
 expect 2 'cut.pt|cut short' 'info of a truncated file' $info "$dir/cut.pt"
 expect 2 'no such folder' 'info of nothing' $info "$dir/gone"
 
+mkdir -p "$dir/run/checkpoints" && cp $golden/dl_topk/config.json "$dir/run" && cp $golden/dl_topk/ae.pt "$dir/run/checkpoints/ae_100.pt"
+expect 0 '"format":"dictionary_learning"|"k":5' 'a checkpoint of a training run' $info "$dir/run/checkpoints/ae_100.pt" --json
+mkdir "$dir/model" && cp $golden/mmdiff_topk/text-only_layer_3.pt tests/models/golden/tiny_llama/config.json "$dir/model"
+expect 0 '"format":"MMDiff"' 'a dictionary beside a model' $info "$dir/model/text-only_layer_3.pt" --json
+mkdir -p "$dir/scope/checkpoints" && cp $golden/llama_scope/checkpoints/final.safetensors "$dir/scope/checkpoints" && grep -v '"d_sae"' $golden/llama_scope/hyperparams.json >"$dir/scope/hyperparams.json"
+expect 0 '"d_sae":40' 'features counted where d_sae is not said' $info "$dir/scope" --json
+
 encode="$program encode --out $dir/z.safetensors --quiet --tensor x --in"
 expect 0 '' 'encode' $encode $golden/mmdiff_topk/expected.safetensors --sae $golden/mmdiff_topk
 expect 0 '' 'encode with another k' $encode $golden/mmdiff_topk/expected.safetensors --sae $golden/mmdiff_topk --k 3
