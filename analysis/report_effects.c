@@ -191,15 +191,16 @@ int report_effects(struct report *r, struct error *err) {
 static const char *const line_colors[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b636e", "#000000"};
 enum { LINES = sizeof line_colors / sizeof *line_colors };
 
-/* One line a layer, on the split that the strength was chosen on. */
-static int figure_sweep(struct report *r, const char *name, const char *dataset, const char *split, struct error *err) {
+/* One line a layer, on the split that was searched. */
+static int figure_sweep(struct report *r, const char *name, const char *split, const char *dataset, struct error *err) {
     struct figure f;
     sqlite3_stmt *q = NULL;
     int layers[LINES], n = 0, last = -1;
-    if (run_db_prepare(
-            r->db, &q, err,
-            "SELECT layer, strength, accuracy FROM steering WHERE name = ? AND dataset = ? AND split = ? ORDER BY layer, strength", "ttt",
-            name, dataset, split))
+    if (run_db_prepare(r->db, &q, err,
+                       "SELECT layer, strength, accuracy FROM steering WHERE name = ?1 AND split = ?2 AND layer IN (SELECT layer FROM "
+                       "steering WHERE name = ?1"
+                       " AND split = ?2 GROUP BY layer ORDER BY max(accuracy) DESC, layer LIMIT ?3) ORDER BY layer, strength",
+                       "tti", name, split, (long)LINES))
         return -1;
     if (figure_open(&f, r, 900, 400, err)) {
         sqlite3_finalize(q);
@@ -208,7 +209,6 @@ static int figure_sweep(struct report *r, const char *name, const char *dataset,
     while (sqlite3_step(q) == SQLITE_ROW) {
         const int layer = sqlite3_column_int(q, 0);
         if (layer != last) {
-            if (n == LINES) break;
             fprintf(f.script, "%s$l%d << EOD\n", n ? "EOD\n" : "", layer);
             layers[n++] = last = layer;
         }
@@ -226,26 +226,29 @@ static int figure_sweep(struct report *r, const char *name, const char *dataset,
     if (figure_close(&f, r, "Line chart: accuracy by steering strength for each layer", err)) return -1;
     fprintf(r->out, "\n<figcaption><b>Figure %d. ", ++r->figures);
     html_text(r->out, name);
-    fputs(", ", r->out);
+    fputs(".</b> Accuracy on ", r->out);
     html_text(r->out, dataset);
-    fputs(".</b> Accuracy on the split ", r->out);
+    fputs(" (", r->out);
     html_text(r->out, split);
-    fputs(", by strength and layer; strength 0 is the model as it is.", r->out);
+    fprintf(r->out, "), by strength and layer%s; strength 0 is the model as it is.", n == LINES ? " (the eight best)" : "");
     return 0;
 }
 
-/* What was chosen there and what it gives elsewhere. */
-static int chosen(struct report *r, const char *name, const char *dataset, struct error *err) {
+/* What was chosen there and what it gives elsewhere, beside the model as it is. */
+static int chosen(struct report *r, const char *name, struct error *err) {
     sqlite3_stmt *q = NULL;
-    if (run_db_prepare(r->db, &q, err,
-                       "SELECT split, layer, strength, n, accuracy FROM steering WHERE name = ? AND dataset = ? AND chosen ORDER BY split",
-                       "tt", name, dataset))
+    if (run_db_prepare(
+            r->db, &q, err,
+            "SELECT split, layer, strength, n, accuracy, (SELECT accuracy FROM steering z WHERE z.name = s.name AND z.split = s.split AND"
+            " z.layer = s.layer AND z.strength = 0) FROM steering s WHERE name = ? AND chosen ORDER BY split",
+            "t", name))
         return -1;
     while (sqlite3_step(q) == SQLITE_ROW) {
         fputs(" ", r->out);
         html_text(r->out, (const char *)sqlite3_column_text(q, 0));
-        fprintf(r->out, ", layer %d, strength %g: <b>%.1f&thinsp;%%</b> of %d.", sqlite3_column_int(q, 1), sqlite3_column_double(q, 2),
-                100 * sqlite3_column_double(q, 4), sqlite3_column_int(q, 3));
+        fprintf(r->out, ", layer %d, strength %g: ", sqlite3_column_int(q, 1), sqlite3_column_double(q, 2));
+        if (sqlite3_column_type(q, 5) != SQLITE_NULL) fprintf(r->out, "%.1f&thinsp;%% to ", 100 * sqlite3_column_double(q, 5));
+        fprintf(r->out, "<b>%.1f&thinsp;%%</b> of %d.", 100 * sqlite3_column_double(q, 4), sqlite3_column_int(q, 3));
     }
     sqlite3_finalize(q);
     fputs("</figcaption></figure>\n", r->out);
@@ -260,15 +263,18 @@ int report_steering(struct report *r, struct error *err) {
           "<p>A direction added to the residual stream. Layer and strength are chosen on one split and reported on another.</p>\n",
           r->out);
     /* the split with most rows of a sweep is the one that was searched */
-    if (run_db_prepare(r->db, &q, err,
-                       "SELECT name, dataset, split, max(n) FROM (SELECT name, dataset, split, count(*) AS n FROM steering GROUP BY name, "
-                       "dataset, split)"
-                       " GROUP BY name, dataset ORDER BY name, dataset",
-                       ""))
+    if (run_db_prepare(
+            r->db, &q, err,
+            "SELECT name, split, dataset, max(n) FROM (SELECT name, split, dataset, count(*) AS n FROM steering GROUP BY name, split)"
+            " GROUP BY name ORDER BY name",
+            ""))
         return -1;
     while (status == 0 && sqlite3_step(q) == SQLITE_ROW) {
-        const char *name = (const char *)sqlite3_column_text(q, 0), *dataset = (const char *)sqlite3_column_text(q, 1);
-        status = figure_sweep(r, name, dataset, (const char *)sqlite3_column_text(q, 2), err) || chosen(r, name, dataset, err) ? -1 : 0;
+        const char *name = (const char *)sqlite3_column_text(q, 0);
+        status = figure_sweep(r, name, (const char *)sqlite3_column_text(q, 1), (const char *)sqlite3_column_text(q, 2), err) ||
+                         chosen(r, name, err)
+                     ? -1
+                     : 0;
     }
     sqlite3_finalize(q);
     return status;

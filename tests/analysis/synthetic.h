@@ -175,8 +175,9 @@ static inline int synthetic_causes(sqlite3 *db, int layer, int feature, struct e
                               "t", edits) ||
                    run_db_exec(db, err,
                                "INSERT INTO effect_relations VALUES('no <features>','VSR','left of',90,0.9,0.5,-0.4,-0.5,-0.3,36,0,1e-5);"
-                               "INSERT INTO steering VALUES('CAA','VSR','dev',2,0,300,0.7,0),('CAA','VSR','dev',2,1,300,0.8,1),"
-                               "('CAA','VSR','dev',4,0,300,0.7,0),('CAA','VSR','dev',4,1,300,0.6,0),('CAA','VSR','test',2,1,300,0.775,1)")
+                               "INSERT INTO steering VALUES('CAA','d.jsonl','dev',2,0,300,0.7,0),('CAA','d.jsonl','dev',2,1,300,0.8,1),"
+                               "('CAA','d.jsonl','dev',4,0,300,0.7,0),('CAA','d.jsonl','dev',4,1,300,0.6,0),"
+                               "('CAA','t.jsonl','test',2,0,300,0.7125,0),('CAA','t.jsonl','test',2,1,300,0.775,1)")
                ? -1
                : 0;
 }

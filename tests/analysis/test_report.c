@@ -142,7 +142,8 @@ static void test_causes(void **state) {
                                     "With &quot;no &lt;features&gt;&quot; accuracy on VSR changes by -18.0 points (95 % interval -21.0 to "
                                     "-15.0); matched controls: -1.0.",
                                     "id=\"steering\"",
-                                    "test, layer 2, strength 1: <b>77.5&thinsp;%</b> of 300."};
+                                    "Accuracy on d.jsonl (dev)",
+                                    "test, layer 2, strength 1: 71.2&thinsp;% to <b>77.5&thinsp;%</b> of 300."};
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
         if (!strstr(html, expected[i])) fail_msg("the report lacks %s", expected[i]);
     assert_null(strstr(html, "<features>"));
