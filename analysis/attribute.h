@@ -4,7 +4,6 @@
 #define ANALYSIS_ATTRIBUTE_H
 #include "models/model.h"
 #include "sae/sae.h"
-#include <sqlite3.h>
 
 struct attribute_set { /* features of one layer; all borrowed */
     int layer;         /* the metric reads its resid_post */
@@ -45,10 +44,18 @@ struct attribution {                 /* owned */
 int attribute(const struct attribute_job *j, struct attribution *a, struct error *err);
 void attribution_free(struct attribution *a);
 
+/* ---- attribute_map.c: where heads look ---- */
+struct attribute_head {
+    int layer, head;
+};
+/* Attention of heads to the picture of the batch's only sample: weights [out] (n, rows), mean over the positions behind the image of the
+ * softmax at each image row, in their order; malloced. rows 0: no picture, or nothing behind it. */
+int attribute_attention(struct model *m, const struct batch *b, const struct attribute_head *heads, int n, float **weights, int *rows,
+                        struct error *err);
+
 /* ---- attribute_features.c: "3,17" or "task:NAME": the task's features in a run.db (docs/database.md). *list malloced. ---- */
 int attribute_features(int **list, int *n, const char *text, int layer, const struct sae_host *sae, const char *sae_path,
                        struct error *err);
-int attribute_task_features(sqlite3 *db, int **list, int *n, const char *task, int layer, struct error *err);
 /* The dictionary of a layer at `path`, fit for attribution to it: k where the files hold none, a note when it is another layer's. */
 int attribute_sae(struct sae_host *s, const char *path, int layer, struct error *err);
 int attribute_gradient_read(const char *text, enum attribute_gradient *g, int *steps, struct error *err); /* "corrupt", "clean", "ig:N" */

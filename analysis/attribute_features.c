@@ -1,6 +1,6 @@
 /* attribute_features.c - what the words of `attribute` mean: features, dictionary, gradient (attribute.h). */
 #include "analysis/attribute.h"
-#include "analysis/run.h"
+#include "analysis/select.h"
 #include "host/file.h"
 #include <errno.h>
 #include <limits.h>
@@ -41,26 +41,6 @@ static int from_numbers(int **list, int *n, const char *text, const struct sae_h
     return 0;
 }
 
-int attribute_task_features(sqlite3 *db, int **list, int *n, const char *task, int layer, struct error *err) {
-    sqlite3_stmt *s = NULL;
-    size_t room = 0;
-    *list = NULL;
-    *n = 0;
-    if (run_db_prepare(
-            db, &s, err,
-            "SELECT feature FROM task_features WHERE task = ? AND layer = ? AND selected AND adapted AND coalesce(prompt_invariant, 1)"
-            " ORDER BY feature",
-            "ti", task, (long)layer))
-        return -1;
-    int step;
-    while ((step = sqlite3_step(s)) == SQLITE_ROW) {
-        if ((size_t)*n == room) *list = memory_grow(*list, room = room * 2 + 16, sizeof **list);
-        (*list)[(*n)++] = sqlite3_column_int(s, 0);
-    }
-    sqlite3_finalize(s);
-    return step == SQLITE_DONE ? 0 : fail(err, "%s: %s", sqlite3_db_filename(db, "main"), sqlite3_errmsg(db));
-}
-
 /* The run.db of the run that a dictionary lies in: RUN/sae/<regime>/layer_<L>, or the folder itself; malloced, NULL: none. */
 static char *run_db_of(const char *sae_path) {
     char *folder = realpath(sae_path, NULL);
@@ -79,6 +59,18 @@ static char *run_db_of(const char *sae_path) {
     return NULL;
 }
 
+/* The task's features in one layer. */
+static int of_layer(int **list, int *n, sqlite3 *db, const char *task, int layer, struct error *err) {
+    struct task_feature *at = NULL;
+    int all = 0;
+    if (task_features(&at, &all, db, task, err)) return -1;
+    *list = memory_take((size_t)all + 1, sizeof **list);
+    for (int i = 0; i < all; i++)
+        if (at[i].layer == layer) (*list)[(*n)++] = at[i].feature;
+    free(at);
+    return 0;
+}
+
 static int from_task(int **list, int *n, const char *task, int layer, const struct sae_host *sae, const char *sae_path, struct error *err) {
     char *path = run_db_of(sae_path);
     sqlite3 *db = NULL;
@@ -89,7 +81,7 @@ static int from_task(int **list, int *n, const char *task, int layer, const stru
     else if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READONLY, NULL) != SQLITE_OK)
         fail(err, "%s: %s", path, db ? sqlite3_errmsg(db) : "out of memory");
     else
-        status = attribute_task_features(db, list, n, task, layer, err);
+        status = of_layer(list, n, db, task, layer, err);
     if (status == 0 && *n == 0)
         status =
             fail(err, "%s: task \"%.60s\" has no feature in layer %d; see view task_features, or run stagediff select", path, task, layer);
@@ -103,6 +95,8 @@ static int from_task(int **list, int *n, const char *task, int layer, const stru
 
 int attribute_features(int **list, int *n, const char *text, int layer, const struct sae_host *sae, const char *sae_path,
                        struct error *err) {
+    *list = NULL;
+    *n = 0;
     return strncmp(text, "task:", 5) ? from_numbers(list, n, text, sae, sae_path, err)
                                      : from_task(list, n, text + 5, layer, sae, sae_path, err);
 }
@@ -124,7 +118,7 @@ int attribute_gradient_read(const char *text, enum attribute_gradient *g, int *s
     errno = 0;
     const long n = strncmp(text, "ig:", 3) ? 0 : strtol(text + 3, &end, 10);
     if (n < 1 || n > 100000 || errno || text[3] < '0' || text[3] > '9' || *end)
-        return fail(err, "attribute: gradient %.60s: expected corrupt, clean or ig:N with N from 1 to 100000, as ig:8", text);
+        return fail(err, "gradient %.60s: expected corrupt, clean or ig:N with N from 1 to 100000, as ig:8", text);
     *g = GRADIENT_PATH;
     *steps = (int)n;
     return 0;

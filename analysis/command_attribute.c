@@ -1,6 +1,7 @@
 /* command_attribute.c - `stagediff attribute`: scores of attention heads for features, to a safetensors file. docs/cli.md has the
  * contract. */
 #include "analysis/attribute.h"
+#include "analysis/run.h"
 #include "host/file.h"
 #include "host/tensors.h"
 #include "models/command.h"
@@ -55,8 +56,12 @@ static int one_of(const struct command *self, const char *name, const char *cons
     return fail(err, "attribute: %s %.60s: unknown; the nearest valid value is %s", name, text, near ? near : words[0]);
 }
 
-static int run(const struct command *self, struct error *err) {
+static int from_options(const struct command *self, struct error *err) {
     static const char *const metrics[] = {"direction", "code", NULL};
+    static const char *const needed[] = {"--model", "--sae", "--layer", "--features", "--data", "--corrupt", "--out"};
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)
+        if (!option(self, needed[i])->given)
+            return fail(err, "attribute: give a CONFIG.json, or %s as well; see stagediff attribute --help", needed[i]);
     const char *sae_path = option(self, "--sae")->text;
     const int layer = (int)option(self, "--layer")->number;
     struct attribute_job j = {.batch = (int)option(self, "--batch")->number,
@@ -90,29 +95,35 @@ cleanup:
     return status;
 }
 
+static int from_config(const struct command *self, struct error *err) {
+    struct run_session s;
+    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
+    if (status == 0) status = run_stage(&s.c, s.dev, s.db, RUN_ATTRIBUTE, err);
+    run_session_close(&s);
+    return status;
+}
+
+static int run(const struct command *self, struct error *err) {
+    const struct option *config = option(self, "CONFIG");
+    for (const struct option *o = self->options; config->given && o->name; o++)
+        if (o != config && o->given)
+            return fail(err, "attribute: %s goes with --model and --data; with a CONFIG.json the settings stand in that file", o->name);
+    return config->given ? from_config(self, err) : from_options(self, err);
+}
+
 static struct option options[] = {
-    MODEL_OPTIONS,
-    {.name = "--sae", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "dictionary of the layer"},
-    {.name = "--layer",
-     .type = OPTION_INT,
-     .low = 0,
-     .high = 10000,
-     .required = true,
-     .help = "the features' layer; its resid_post is read"},
+    {.name = "CONFIG", .type = OPTION_TEXT, .help = "the run's CONFIG.json (docs/config.md): the targets of \"attribute\""},
+    MODEL_OPTIONS_IF(false),
+    {.name = "--sae", .value = "DIR", .type = OPTION_TEXT, .help = "dictionary of the layer"},
+    {.name = "--layer", .type = OPTION_INT, .low = 0, .high = 10000, .help = "the features' layer; its resid_post is read"},
     {.name = "--features",
      .value = "LIST",
      .type = OPTION_TEXT,
-     .required = true,
      .help = "3,17 or task:NAME (the task's features in the run that the dictionary lies in)"},
-    {.name = "--data",
-     .value = "FILE.jsonl",
-     .type = OPTION_TEXT,
-     .required = true,
-     .help = "samples, one JSON object a line (docs/cli.md)"},
+    {.name = "--data", .value = "FILE.jsonl", .type = OPTION_TEXT, .help = "samples, one JSON object a line (docs/cli.md)"},
     {.name = "--corrupt",
      .value = "HOW",
      .type = OPTION_TEXT,
-     .required = true,
      .help = "mean, zero or swap: the image rows become the mean image row, zeros, the next sample's; prompt: corrupt_prompt of the line"},
     {.name = "--gradient",
      .value = "WHERE",
@@ -136,7 +147,7 @@ static struct option options[] = {
      .high = 9007199254740992.0,
      .fallback = "0",
      .help = "of the heads that --exact draws"},
-    {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .required = true, .help = "safetensors file to write"},
+    {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .help = "safetensors file to write"},
     {.name = NULL},
 };
 
@@ -147,7 +158,8 @@ struct command command_attribute = {
                    "much of the\n"
                    "features behind the image it brings: <i>/score (layers, heads, T), <i>/metric (2); over samples signed, mean_abs "
                    "(layers, heads).\n"
-                   "--exact N patches the N top heads and N others and writes exact (2N, 4): layer, head, effect, estimate.\n\n"
+                   "--exact N patches the N top heads and N others and writes exact (2N, 4): layer, head, effect, estimate.\n"
+                   "With CONFIG.json: the run's targets, into run.db (view head_scores).\n\n"
                    "Example:\n  stagediff attribute --model llava --sae runs/llava/sae/text/layer_12 --layer 12 --features task:spatial "
                    "--data vsr.jsonl \\\n"
                    "    --corrupt mean --exact 16 --out heads.safetensors",

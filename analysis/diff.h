@@ -120,6 +120,9 @@ struct diff_examples {
     struct diff_sample *sample;
     int n_samples;
 };
+/* Words and picture of the batch's sample i as the model has them. */
+int diff_describe(struct diff_sample *row, const struct model *m, const struct sample *sample, const struct batch *b, int i,
+                  struct error *err);
 int diff_examples_run(struct diff_examples *e, const struct run_config *c, struct diff_job *jobs, const struct diff_chosen *chosen,
                       int n_chosen, struct diff_buffers *b, struct model *m, const struct samples *s, bool answers, struct error *err);
 void diff_examples_free(struct diff_examples *e);

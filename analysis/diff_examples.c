@@ -102,9 +102,8 @@ static int observe(void *context, struct device *dev, int layer, void *x, int ro
     return 0;
 }
 
-/* Words and picture of a sample as the model had them. */
-static int describe(struct diff_sample *row, const struct model *m, const struct sample *sample, const struct batch *b, int s,
-                    struct error *err) {
+int diff_describe(struct diff_sample *row, const struct model *m, const struct sample *sample, const struct batch *b, int s,
+                  struct error *err) {
     int start = b->cu_seqlens[s], n = b->cu_seqlens[s + 1] - start;
     struct image image = {0}, seen = {0};
     json_t *tokens = json_array();
@@ -149,7 +148,7 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
         if (status) break;
         p->first = first;
         status = model_forward(m, &b, probes, n_probes, NULL, err);
-        for (int i = 0; i < n && status == 0; i++) status = describe(&p->e->sample[first + i], m, &some.at[first + i], &b, i, err);
+        for (int i = 0; i < n && status == 0; i++) status = diff_describe(&p->e->sample[first + i], m, &some.at[first + i], &b, i, err);
         batch_free(&b);
         progress_update(&progress, first + n, NULL);
     }

@@ -28,6 +28,14 @@ struct run_evaluate { /* one data set of the section "evaluate" */
     int max_new_tokens;
 };
 
+struct run_attribute { /* one target of the section "attribute" */
+    char *target;      /* its name */
+    char *features_of; /* a task of select: its features in all layers together */
+    struct dataset set;
+    int corrupt, metric; /* enum attribute_corruption; 0 direction, 1 code */
+    char *gradient;      /* "corrupt", "clean", "ig:N" */
+    int exact, maps;     /* heads patched; heads whose attention to the picture is kept */
+};
 struct run_intervene { /* one intervention of the section "intervene" */
     char *name;
     char *edit;        /* SPEC.json; or */
@@ -79,6 +87,8 @@ struct run_config {                         /* CONFIG.json, checked; every path 
     bool diff_text_tokens;            /* diff.tokens "text": only text tokens enter E_v; "all" (default): image tokens too */
     struct run_select *select;        /* n_select tasks; none: no such stage */
     int n_select;
+    struct run_attribute *attribute; /* n_attribute targets; none: no such stage */
+    int n_attribute;
     struct run_evaluate *evaluate; /* n_evaluate data sets; none: no such stage */
     int n_evaluate;
     struct run_intervene *intervene; /* n_intervene of them; none: no such stage */
@@ -132,6 +142,7 @@ struct device;
 int stage_train(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_diff(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
+int stage_attribute(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_evaluate(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
 int stage_steer(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err);
@@ -140,7 +151,7 @@ int stage_report(const struct run_config *c, struct device *dev, sqlite3 *db, st
 /* run_stages.c: stages in order, one row of `stages` for each that is finished. run_stage runs one, records it with its settings
  * hash and time, and forgets those that build on it. `hash` is of what the stage depends on: its settings, its input files (size and
  * time of change), and those of the stages it builds on. */
-enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_EVALUATE, RUN_INTERVENE, RUN_STEER, RUN_REPORT, RUN_STAGES };
+enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_ATTRIBUTE, RUN_EVALUATE, RUN_INTERVENE, RUN_STEER, RUN_REPORT, RUN_STAGES };
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);

@@ -23,6 +23,7 @@ static const struct key common_keys[] = {
     {.name = "train", .type = KEY_OTHER},
     {.name = "diff", .type = KEY_OTHER},
     {.name = "select", .type = KEY_OTHER},
+    {.name = "attribute", .type = KEY_OTHER},
     {.name = "evaluate", .type = KEY_OTHER},
     {.name = "intervene", .type = KEY_OTHER},
     {.name = "steer", .type = KEY_OTHER},
@@ -129,8 +130,9 @@ static int read_all(const struct reader *r, struct run_config *c, const json_t *
     if (keys_read(r, c, TABLE(common_keys), "", top, c->resolved) || read_other(r, c, top, "layers", read_layers) ||
         read_other(r, c, top, "regimes", read_regimes) || read_section(r, c, top, "data", TABLE(data_keys)) ||
         read_section(r, c, top, "train", TABLE(train_keys)) || read_section(r, c, top, "diff", TABLE(diff_keys)) ||
-        read_other(r, c, top, "select", read_select) || read_other(r, c, top, "evaluate", read_evaluate) ||
-        read_other(r, c, top, "intervene", read_intervene) || read_other(r, c, top, "steer", read_steer))
+        read_other(r, c, top, "select", read_select) || read_other(r, c, top, "attribute", read_attribute) ||
+        read_other(r, c, top, "evaluate", read_evaluate) || read_other(r, c, top, "intervene", read_intervene) ||
+        read_other(r, c, top, "steer", read_steer))
         return -1;
     return read_section(r, c, top, "report", TABLE(report_keys));
 }

@@ -36,6 +36,7 @@ int keys_bad_value(const struct reader *r, const char *where, const char *name, 
 
 /* run_sections.c: the optional sections, lists of objects; *shown gets them with defaults filled in. */
 int read_select(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);
+int read_attribute(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);
 int read_evaluate(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);
 int read_intervene(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown); /* after read_evaluate */
 int read_steer(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown);

@@ -1,5 +1,6 @@
-/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select", "evaluate", "intervene", "steer".
+/* run_sections.c - the optional sections of CONFIG.json that are lists of objects: "select", "attribute", "evaluate", "intervene", "steer".
  * docs/config.md. */
+#include "analysis/attribute.h"
 #include "analysis/run_keys.h"
 #include "analysis/steer.h"
 #include "host/file.h"
@@ -36,6 +37,20 @@ static const struct key select_keys[] = {
      .high = SELECT_TOP,
      .fallback = 5},
     {.name = "fires_above", .type = KEY_REAL, .offset = offsetof(struct run_select, fires_above), .high = 1e30, .fallback = 0.01},
+};
+
+static const struct key attribute_keys[] = {
+    {.name = "target", .type = KEY_TEXT, .offset = offsetof(struct run_attribute, target), .required = true},
+    {.name = "features_of", .type = KEY_TEXT, .offset = offsetof(struct run_attribute, features_of), .required = true},
+    DATASET_KEYS(offsetof(struct run_attribute, set)),
+    {.name = "corrupt",
+     .type = KEY_CHOICE,
+     .offset = offsetof(struct run_attribute, corrupt),
+     .choices = {"mean", "zero", "swap", "prompt"}},
+    {.name = "gradient", .type = KEY_TEXT, .offset = offsetof(struct run_attribute, gradient)},
+    {.name = "metric", .type = KEY_CHOICE, .offset = offsetof(struct run_attribute, metric), .choices = {"direction", "code"}},
+    {.name = "exact", .type = KEY_INT, .offset = offsetof(struct run_attribute, exact), .high = 1 << 20, .fallback = 16},
+    {.name = "maps", .type = KEY_INT, .offset = offsetof(struct run_attribute, maps), .high = 1024, .fallback = 4},
 };
 
 static const struct key evaluate_keys[] = {
@@ -141,6 +156,33 @@ int read_select(const struct reader *r, struct run_config *c, const json_t *v, j
         for (size_t j = 0; j < i; j++)
             if (!strcmp(c->select[j].task, one->task))
                 return fail(r->err, "%s: \"%s.task\": \"%s\" stands there twice", r->file, where, one->task);
+    }
+    return 0;
+}
+
+int read_attribute(const struct reader *r, struct run_config *c, const json_t *v, json_t **shown) {
+    size_t n;
+    if (list_of(r, "attribute", v, shown, &n)) return -1;
+    c->attribute = memory_take(n + 1, sizeof *c->attribute);
+    for (size_t i = 0; i < n; i++) {
+        char where[64];
+        const json_t *o = json_array_get(v, i);
+        struct run_attribute *one = &c->attribute[c->n_attribute++];
+        json_t *out = json_object();
+        bool known = false;
+        json_array_append_new(*shown, out);
+        snprintf(where, sizeof where, "attribute[%zu]", i);
+        if (!json_is_object(o)) return fail(r->err, "%s: \"%s\": expected an object", r->file, where);
+        if (keys_read(r, one, TABLE(attribute_keys), where, o, out) || read_where(r, &one->set, where, o, out)) return -1;
+        for (int j = 0; j < c->n_select; j++) known = known || !strcmp(c->select[j].task, one->features_of);
+        if (!known) return keys_bad_value(r, where, "features_of", json_object_get(o, "features_of"), "the name of a task of \"select\"");
+        enum attribute_gradient gradient;
+        int steps;
+        if (one->gradient && attribute_gradient_read(one->gradient, &gradient, &steps, r->err))
+            return error_context(r->err, "%s: \"%s.gradient\"", r->file, where);
+        for (size_t j = 0; j < i; j++)
+            if (!strcmp(c->attribute[j].target, one->target))
+                return fail(r->err, "%s: \"%s.target\": \"%s\" stands there twice", r->file, where, one->target);
     }
     return 0;
 }
@@ -284,6 +326,10 @@ void free_sections(struct run_config *c) {
         free(c->select[i].task), free(c->select[i].prompts);
         free_dataset(&c->select[i].target), free_dataset(&c->select[i].general);
     }
+    for (int i = 0; i < c->n_attribute; i++) {
+        free(c->attribute[i].target), free(c->attribute[i].features_of), free(c->attribute[i].gradient);
+        free_dataset(&c->attribute[i].set);
+    }
     for (int i = 0; i < c->n_evaluate; i++) {
         free(c->evaluate[i].name), free(c->evaluate[i].split_by);
         free_dataset(&c->evaluate[i].set);
@@ -298,5 +344,5 @@ void free_sections(struct run_config *c) {
         free_dataset(&x->train), free_dataset(&x->dev), free_dataset(&x->test);
         free(x->name), free(x->sae), free(x->layers), free(x->strengths);
     }
-    free(c->select), free(c->evaluate), free(c->intervene), free(c->steer);
+    free(c->select), free(c->attribute), free(c->evaluate), free(c->intervene), free(c->steer);
 }

@@ -10,7 +10,7 @@
 
 #include "kernels/device.h"
 
-const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "evaluate", "intervene", "steer", "report"};
+const char *const run_stage_names[RUN_STAGES] = {"train", "diff", "select", "attribute", "evaluate", "intervene", "steer", "report"};
 
 static const struct stage {
     int (*run)(const struct run_config *, struct device *, sqlite3 *, struct error *);
@@ -23,6 +23,8 @@ static const struct stage {
     [RUN_DIFF] = {stage_diff, 1U << RUN_TRAIN, 1, false, "energies, cosines and the adapted features, against the base dictionaries"},
     [RUN_SELECT] = {stage_select, 1U << RUN_TRAIN | 1U << RUN_DIFF, 1, true,
                     "which features fire for a task: odds ratio, Fisher's test, prompt filter"},
+    [RUN_ATTRIBUTE] = {stage_attribute, 1U << RUN_TRAIN | 1U << RUN_DIFF | 1U << RUN_SELECT, 1, true,
+                       "which attention heads write a task's features, estimated and patched"},
     [RUN_EVALUATE] = {stage_evaluate, 0, 1, true, "answers to questions and statements, scored"},
     [RUN_INTERVENE] = {stage_intervene, (1U << RUN_INTERVENE) - 1, 1, true, "what edits do to the answers, beside matched controls"},
     [RUN_STEER] = {stage_steer, 0, 1, true, "accuracy by layer and strength of a direction, chosen on dev, reported on test"},
@@ -106,6 +108,7 @@ static void mix_datasets(uint64_t *h, const struct run_config *c, enum run_stage
         mix_dataset(h, &c->select[i].general);
         mix_path(h, c->select[i].prompts, 0);
     }
+    for (int i = 0; stage == RUN_ATTRIBUTE && i < c->n_attribute; i++) mix_dataset(h, &c->attribute[i].set);
     for (int i = 0; stage == RUN_EVALUATE && i < c->n_evaluate; i++) mix_dataset(h, &c->evaluate[i].set);
     for (int i = 0; stage == RUN_STEER && i < c->n_steer; i++) {
         mix_dataset(h, &c->steer[i].train);

@@ -208,6 +208,31 @@ static void layers_add_up(void **state) {
     attribution_free(&two);
 }
 
+/* Where heads look: PyTorch's softmax (eager, f32), sample 1. */
+static void attention_equals_pytorch(void **state) {
+    struct attribute_head heads[4];
+    struct batch b;
+    struct error err = {""};
+    size_t n;
+    int rows;
+    float *want = tensor_of(golden, &n, "attention"), *got;
+    (void)state;
+    for (int i = 0; i < 4; i++) heads[i] = (struct attribute_head){(i + 1) % 4 / 2, (i + 1) % 4 % 2}; /* in any order */
+    must(model_batch(&m, &b, &samples, 1, 1, false, &err), &err);
+    must(attribute_attention(&m, &b, heads, 4, &got, &rows, &err), &err);
+    assert_int_equal(rows, 9);
+    assert_int_equal(n, 4 * 9);
+    for (int i = 0; i < 4 * 9; i++)
+        assert_true(fabs((double)got[i] - (double)want[(heads[i / 9].layer * 2 + heads[i / 9].head) * 9 + i % 9]) < 1e-5);
+    free(got);
+    batch_free(&b);
+    must(model_batch(&m, &b, &samples, 2, 1, false, &err), &err); /* no picture */
+    must(attribute_attention(&m, &b, heads, 4, &got, &rows, &err), &err);
+    assert_int_equal(rows, 0);
+    batch_free(&b);
+    free(want);
+}
+
 /* ---- the kernels, bf16 ---- */
 static void sim_is_as_near_as_bf16_can_be(void **state) {
     char dir[] = "/tmp/stagediff_test_XXXXXX", command[2048], path[64];
@@ -334,7 +359,8 @@ static int close_all(void **state) {
 int main(int argc, char **argv) {
     const char *mark = argc ? strstr(argv[0], "/cpu/tests/") : NULL;
     const struct CMUnitTest tests[] = {cmocka_unit_test(equals_pytorch), cmocka_unit_test(layers_add_up),
-                                       cmocka_unit_test(faults_of_the_world), cmocka_unit_test(sim_is_as_near_as_bf16_can_be)};
+                                       cmocka_unit_test(attention_equals_pytorch), cmocka_unit_test(faults_of_the_world),
+                                       cmocka_unit_test(sim_is_as_near_as_bf16_can_be)};
     if (!mark)
         return fprintf(stderr, "run as BUILD/cpu/tests/analysis/test_attribute: the sim program is looked for at BUILD/sim/stagediff\n"), 1;
     snprintf(sim_program, sizeof sim_program, "%.*s/sim/stagediff", (int)(mark - argv[0]), argv[0]);

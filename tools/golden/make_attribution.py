@@ -4,7 +4,7 @@ LLaVA of make_models.py and a random TopK dictionary, by the definitions of docs
     python tools/golden/make_attribution.py tests/models/golden tests/golden/host/pictures tests/analysis/golden/attribute
 
 Writes data.jsonl, sae/ (SAELens), expected.safetensors: for each case <case>/<i>/score (L+1, H, T), <case>/<i>/metric, <case>/signed,
-<case>/mean_abs, <case>/exact, and <case>/floor: relative RMS of all scores of the same in f32 and in bf16 from those in double.
+<case>/mean_abs, <case>/exact, attention of sample 1 to its picture, and <case>/floor: relative RMS of all scores of the same in f32 and in bf16 from those in double.
 """
 import codecs
 import json
@@ -117,6 +117,15 @@ def attribute(tiny, sae, samples, corrupt, gradient="corrupt", metric="direction
     return out
 
 
+def attention(models, sample):
+    """(L+1, H, image rows): mean over the positions behind the image of the softmax at each image row."""
+    model = LlavaForConditionalGeneration.from_pretrained(os.path.join(models, "tiny_llava"), dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = model(input_ids=sample["ids"][None], pixel_values=sample["pixels"], output_attentions=True, use_cache=False)
+    image = (sample["ids"] == 266).nonzero().flatten()
+    return torch.stack([a[0][:, image.max() + 1:][:, :, image].mean(1) for a in out.attentions[:LAYER + 1]])
+
+
 def dictionary(folder):
     E, b = torch.randn(48, M) / 48**0.5, 0.1 * torch.randn(M)
     D_ = torch.randn(M, 48)
@@ -158,6 +167,7 @@ def main(models, pictures, out):
         tensors |= {f"{name}/{k}": v for k, v in want.items()} | {f"{name}/floor": torch.stack(off)}
         print(name, "f32 and bf16 from double, relative RMS:", [f"{x:.2g}" for x in off])
     tensors |= {f"{i}/ids": torch.where(s["ids"] == 266, -200, s["ids"]).int() for i, s in enumerate(samples)}
+    tensors["attention"] = attention(models, samples[1])
     meta = {"script": "tools/golden/make_attribution.py", "torch": torch.__version__, "transformers": transformers.__version__, "seed": str(SEED), "features": ",".join(map(str, FEATURES))}
     save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(out, "expected.safetensors"), metadata=meta)
     for path in (os.path.join(out, "expected.safetensors"), os.path.join(out, "sae", "sae_weights.safetensors")):
