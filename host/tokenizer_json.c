@@ -136,7 +136,7 @@ static int add_stage(struct tokenizer *tok, const char *pattern, bool literal, s
     int code = 0;
     PCRE2_SIZE at = 0;
     char *spelled = literal ? memory_string(pattern) : spell_out_spaces(pattern);
-    uint32_t flags = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP);
+    uint32_t flags = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C); /* \C would cut characters */
     pcre2_code *re = pcre2_compile((PCRE2_SPTR)spelled, PCRE2_ZERO_TERMINATED, flags, &code, &at, NULL);
     free(spelled);
     if (!re) {

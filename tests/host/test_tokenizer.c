@@ -201,6 +201,9 @@ static void test_refused(void **state) {
     refused(
         "{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"(\"}, \"behavior\": \"Isolated\"}]}}",
         "pattern");
+    refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"\\\\C\"}, \"behavior\": "
+            "\"Isolated\"}]}}",
+            "pattern is not understood");
     refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a\"}, \"behavior\": \"Removed\"}]}}",
             "Removed");
     refused("{\"pre_tokenizer\": {\"pretokenizers\": [{\"type\": \"Digits\"}]}}", "ByteLevel");
