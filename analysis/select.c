@@ -190,6 +190,30 @@ static int run_task(struct selection *s, struct select_task *t, bool same_genera
     return status;
 }
 
+/* Rows are gathered in temporary tables, which hide those of the same name, so that the file is locked no longer than copying takes. */
+static const char gather[] =
+    "CREATE TEMP TABLE tasks AS SELECT * FROM main.tasks WHERE 0; CREATE TEMP TABLE task_rows AS SELECT * FROM main.task_rows WHERE 0;"
+    "CREATE TEMP TABLE samples AS SELECT * FROM main.samples WHERE 0; CREATE TEMP TABLE norms AS SELECT * FROM main.norms WHERE 0;"
+    "CREATE TEMP TABLE examples AS SELECT * FROM main.examples WHERE sample >= 0;"
+    "CREATE TEMP VIEW task_features AS SELECT * FROM temp.task_rows JOIN temp.tasks USING(task);";
+static const char copy[] =
+    "DELETE FROM main.examples WHERE sample < 0; DELETE FROM main.samples WHERE sample < 0; DELETE FROM main.task_rows; DELETE FROM "
+    "main.tasks;"
+    "DELETE FROM main.facts WHERE stage = 'select'; INSERT INTO main.tasks SELECT * FROM temp.tasks ORDER BY rowid;"
+    "INSERT INTO main.task_rows SELECT * FROM temp.task_rows; INSERT INTO main.samples SELECT * FROM temp.samples;"
+    "INSERT INTO main.examples SELECT * FROM temp.examples WHERE sample < 0; INSERT OR REPLACE INTO main.norms SELECT * FROM temp.norms;";
+static const char forget[] = "DROP VIEW IF EXISTS temp.task_features; DROP TABLE IF EXISTS temp.tasks; DROP TABLE IF EXISTS temp.task_rows;"
+                             "DROP TABLE IF EXISTS temp.samples; DROP TABLE IF EXISTS temp.norms; DROP TABLE IF EXISTS temp.examples;";
+
+static int write_all(const struct run_config *c, sqlite3 *db, struct error *err) {
+    if (run_db_exec(db, err, "BEGIN IMMEDIATE")) return -1;
+    int status = run_db_exec(db, err, copy);
+    if (status == 0) status = run_db_fact(db, "select", "regime", regime_names[c->diff_regime], err);
+    if (status == 0) status = run_db_exec(db, err, "COMMIT");
+    if (status) sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+    return status;
+}
+
 int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
     struct selection s = {.c = c, .dev = dev};
     struct select_task t = {0};
@@ -200,19 +224,15 @@ int stage_select(const struct run_config *c, struct device *dev, sqlite3 *db, st
     t.counts[DIFF_PATCHES] = regime_takes(c->diff_regime, KIND_IMAGE);
     t.counts[DIFF_WORDS] = t.counts[DIFF_TEMPLATE] = regime_takes(c->diff_regime, KIND_QUESTION);
     if (status == 0) status = open_all(&s, db, err);
-    if (status == 0) status = run_db_exec(db, err, "BEGIN IMMEDIATE");
-    const bool begun = status == 0;
-    if (status == 0) status = run_db_exec(db, err, "DELETE FROM examples WHERE sample < 0; DELETE FROM samples WHERE sample < 0;");
-    if (status == 0) status = run_db_exec(db, err, "DELETE FROM task_rows; DELETE FROM tasks; DELETE FROM facts WHERE stage = 'select';");
+    if (status == 0) status = run_db_exec(db, err, gather);
     for (int i = 0; i < c->n_select && status == 0; i++) {
         const json_t *all = json_object_get(c->resolved, "select");
         const json_t *own = json_object_get(json_array_get(all, (size_t)i), "general");
         t.c = &c->select[i];
         status = run_task(&s, &t, i > 0 && json_equal(own, json_object_get(json_array_get(all, (size_t)i - 1), "general")), db, err);
     }
-    if (status == 0) status = run_db_fact(db, "select", "regime", regime_names[c->diff_regime], err);
-    if (status == 0) status = run_db_exec(db, err, "COMMIT");
-    if (status && begun) sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+    if (status == 0) status = write_all(c, db, err);
+    sqlite3_exec(db, forget, NULL, NULL, NULL);
     for (int i = 0; i < s.n_layers; i++) close_layer(&s.layers[i]);
     free(s.layers);
     free(s.jobs);

@@ -37,7 +37,7 @@ void select_decide(const struct select_task *t, struct select_layer *layers, int
 int select_prompts(const struct select_task *t, struct select_layer *layers, int n_layers, struct diff_buffers *b, struct model *m,
                    const struct run_config *c, const struct samples *s, struct error *err);
 
-/* select_write.c: rows of tasks and task_rows (view task_features), inside the caller's transaction. */
+/* select_write.c: rows of tasks and task_rows (view task_features). */
 int select_write(sqlite3 *db, const struct select_task *t, const struct select_layer *layers, int n_layers, struct error *err);
 struct task_feature {
     int layer, feature;

@@ -240,6 +240,15 @@ static void the_stage_equals_a_plain_computation(void **state) {
             if (run_db_run(s.db, &err, "INSERT INTO features VALUES(?,'text',?,0,0,0,0,0,0,?,0,0,0,0)", "iii", (long)layers[l], f, f % 2))
                 die(&err);
     if (run_stage(&s.c, s.dev, s.db, RUN_SELECT, &err)) die(&err);
+    const long kept = integer(s.db, "SELECT count(*) FROM samples WHERE ?1 = ?2", 1, 1);
+    if (run_stage(&s.c, s.dev, s.db, RUN_SELECT, &err)) die(&err); /* its rows replace those of before */
+    assert_int_equal(integer(s.db, "SELECT count(*) FROM samples WHERE ?1 = ?2", 1, 1), kept);
+    assert_int_equal(integer(s.db, "SELECT count(*) FROM tasks WHERE ?1 = ?2", 1, 1), 2);
+    char *prompts = s.c.select[0].prompts;
+    s.c.select[0].prompts = s.c.out; /* a folder: the stage fails, the old rows stay */
+    assert_int_equal(run_stage(&s.c, s.dev, s.db, RUN_SELECT, &err), -1);
+    s.c.select[0].prompts = prompts;
+    assert_int_equal(integer(s.db, "SELECT count(*) FROM tasks WHERE ?1 = ?2", 1, 1), 2);
     if (model_open(&m, s.dev, s.c.model, NULL, &err) || samples_open(&lines, DIR "/target.jsonl", &err) ||
         samples_open(&others, DIR "/general.jsonl", &err))
         die(&err);
