@@ -9,7 +9,7 @@
 
 /* ---- tokenize ---- */
 static struct option tokenize_options[] = {
-    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json"},
+    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json or tokenizer.model"},
     {.name = "--text", .type = OPTION_TEXT, .help = "the text itself"},
     {.name = "--in", .value = "FILE", .type = OPTION_TEXT, .help = "JSON lines {\"text\": ...}, instead of --text"},
     {.name = "--out", .value = "FILE", .type = OPTION_TEXT, .help = "where the result goes; stdout when absent"},
@@ -104,7 +104,7 @@ struct command command_tokenize = {
     .name = "tokenize",
     .summary = "text to token ids",
     .description =
-        "Needs tokenizer.json alone, no weights. Special tokens spelled in the text are recognised.\n\n"
+        "Needs tokenizer.json or tokenizer.model alone, no weights. Special tokens spelled in the text are recognised.\n\n"
         "  stagediff tokenize --model llama --text 'Where is the red cube?'\n"
         "      {\"ids\":[...],\"pieces\":[...]}; pieces are vocabulary strings (a blank is spelled as one of the tokenizer's letters)\n"
         "  stagediff tokenize --model llama --in texts.jsonl --out ids.jsonl\n"
@@ -117,7 +117,7 @@ struct command command_tokenize = {
 
 /* ---- detokenize ---- */
 static struct option detokenize_options[] = {
-    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json"},
+    {.name = "--model", .value = "DIR", .type = OPTION_TEXT, .required = true, .help = "folder with tokenizer.json or tokenizer.model"},
     {.name = "--ids", .value = "1,2,...", .type = OPTION_TEXT, .required = true, .help = "token ids, separated by commas"},
     {.name = NULL},
 };
