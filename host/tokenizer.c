@@ -90,7 +90,9 @@ int added_read(struct tokenizer *tok, const json_t *list, int next, size_t limit
     tok->pieces = memory_grow(tok->pieces, (size_t)tok->vocab, sizeof *tok->pieces);
     tok->special = memory_take((size_t)tok->vocab, sizeof *tok->special);
     for (int i = 0; i < tok->n_added; i++) {
-        tok->added_start[(unsigned char)tok->added[i].match[0]] = true;
+        const unsigned char *start = (const unsigned char *)tok->added[i].match;
+        for (unsigned second = 0; second < 256; second++)
+            if (tok->added[i].bytes < 2 || second == start[1]) tok->added_start[start[0] * 32u + second / 8] |= (uint8_t)(1 << second % 8);
         tok->special[tok->added[i].id] |= tok->added[i].special;
         tok->n_raw += !tok->added[i].normalized;
     }

@@ -39,7 +39,7 @@ struct tokenizer {
     size_t n_slots;
     struct added_token *added; /* normalized == false first; among those the longer first */
     int n_added, n_raw;        /* all; those with normalized == false */
-    bool added_start[256];     /* bytes that some added token begins with */
+    uint8_t added_start[8192]; /* a bit for every two bytes that some added token may begin with */
 
     /* text to pieces: rewrites (the normalizer), then the prefix, then the patterns or the blanks */
     struct rewrite rewrites[MAX_REWRITES];

@@ -241,7 +241,8 @@ static size_t white_after(const char *text, size_t start, size_t bytes) {
 }
 
 static const struct added_token *added_at(const struct tokenizer *tok, int first, int last, const char *text, size_t left) {
-    if (tok->added_start[(unsigned char)*text])
+    const unsigned char first_byte = (unsigned char)text[0], second = left > 1 ? (unsigned char)text[1] : 0;
+    if (tok->added_start[first_byte * 32u + second / 8] >> second % 8 & 1)
         for (int i = first; i < last; i++)
             if (tok->added[i].bytes && tok->added[i].bytes <= left && !memcmp(tok->added[i].match, text, tok->added[i].bytes))
                 return &tok->added[i];
