@@ -6,28 +6,23 @@
 
 #include "kernels/device.h"
 
-static void print_plan(const struct run_config *c, const bool *finished, const struct device *dev) {
+static void print_plan(const struct run_config *c, const bool *due, const struct device *dev) {
     fprintf(stderr, "stagediff run: %s on %s\n", c->out, device_name(dev));
     for (int s = 0; s < RUN_STAGES; s++)
         if (run_stage_wanted(c, (enum run_stage_index)s))
             fprintf(stderr, "  %-9s %s%s\n", run_stage_names[s], run_stage_what((enum run_stage_index)s),
-                    finished[s] ? " (finished before with these settings: skipped)" : "");
+                    due[s] ? "" : " (finished before with these settings: skipped)");
 }
 
 static int run_all(const struct run_config *c, struct device *dev, sqlite3 *db, struct error *err) {
-    bool finished[RUN_STAGES] = {false};
+    bool due[RUN_STAGES];
     struct run_summary summary;
-    int status = 0;
-    for (int s = 0; s < RUN_STAGES; s++) {
-        finished[s] = !run_stage_wanted(c, (enum run_stage_index)s) || run_stage_finished(db, c, (enum run_stage_index)s);
-        for (int before = 0; before < s; before++)
-            if (!finished[before] && run_stage_builds_on((enum run_stage_index)s, (enum run_stage_index)before)) finished[s] = false;
-    }
-    if (!log_quiet) print_plan(c, finished, dev);
-    status = run_config_write(c, err);
+    run_stages_due(due, db, c);
+    if (!log_quiet) print_plan(c, due, dev);
+    int status = run_config_write(c, err);
     for (int s = 0; s < RUN_STAGES && status == 0; s++) {
         double start = seconds_now();
-        if (finished[s]) continue;
+        if (!due[s]) continue;
         status = run_stage(c, dev, db, (enum run_stage_index)s, err);
         if (status == 0)
             log_note("%s finished in %.1f s", run_stage_names[s], seconds_now() - start);

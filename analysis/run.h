@@ -155,10 +155,11 @@ enum run_stage_index { RUN_TRAIN, RUN_DIFF, RUN_SELECT, RUN_ATTRIBUTE, RUN_EVALU
 extern const char *const run_stage_names[RUN_STAGES];
 void run_inputs_hash(char hash[17], const char *const *paths, size_t n); /* of files and folders alone; NULL paths are skipped */
 void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_index stage);
-const char *run_stage_what(enum run_stage_index stage);                           /* in a few words */
-bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage);    /* an optional stage without its section is not */
-bool run_stage_builds_on(enum run_stage_index stage, enum run_stage_index other); /* directly or through others */
+const char *run_stage_what(enum run_stage_index stage);                        /* in a few words */
+bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage); /* an optional stage without its section is not */
 bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_index stage);
+/* due [out]: what `run` has to do: stages that are wanted and not finished, or build on one that is due. */
+void run_stages_due(bool due[RUN_STAGES], sqlite3 *db, const struct run_config *c);
 int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err);
 
 /* What a stage command works with: the checked CONFIG.json, the device, run.db; from here on SIGINT and SIGTERM are answered by

@@ -37,7 +37,8 @@ bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage) {
 
 const char *run_stage_what(enum run_stage_index stage) { return stages[stage].what; }
 
-bool run_stage_builds_on(enum run_stage_index stage, enum run_stage_index other) { return stages[stage].before >> other & 1; }
+/* Directly or through others. */
+static bool builds_on(enum run_stage_index stage, enum run_stage_index other) { return stages[stage].before >> other & 1; }
 
 /* 64-bit FNV-1a (Fowler, Noll, Vo) */
 static void mix(uint64_t *h, const void *data, size_t bytes) {
@@ -128,7 +129,7 @@ void run_stage_hash(char hash[17], const struct run_config *c, enum run_stage_in
         if (!alone || !strcmp(common[i], "model")) mix_json(&h, json_object_get(c->resolved, common[i]));
     for (size_t i = 0; i < (alone ? 1 : sizeof paths / sizeof *paths); i++) mix_path(&h, paths[i], PATH_DEPTH);
     for (int s = 0; s <= (int)stage; s++) {
-        if (s != (int)stage && !run_stage_builds_on(stage, (enum run_stage_index)s)) continue;
+        if (s != (int)stage && !builds_on(stage, (enum run_stage_index)s)) continue;
         json_t *settings = findings_settings(c, run_stage_names[s]);
         mix(&h, &stages[s].version, sizeof stages[s].version);
         mix_json(&h, settings);
@@ -157,13 +158,22 @@ bool run_stage_finished(sqlite3 *db, const struct run_config *c, enum run_stage_
     return done;
 }
 
+void run_stages_due(bool due[RUN_STAGES], sqlite3 *db, const struct run_config *c) {
+    for (int s = 0; s < RUN_STAGES; s++) {
+        const enum run_stage_index stage = (enum run_stage_index)s;
+        due[s] = !run_stage_finished(db, c, stage);
+        for (int before = 0; before < s; before++) due[s] = due[s] || (due[before] && builds_on(stage, (enum run_stage_index)before));
+        due[s] = due[s] && run_stage_wanted(c, stage);
+    }
+}
+
 int run_stage(const struct run_config *c, struct device *dev, sqlite3 *db, enum run_stage_index stage, struct error *err) {
     char hash[17];
     double start = seconds_now();
     run_stage_hash(hash, c, stage); /* before: a file that changes while the stage runs makes it stale */
     int status = stage == RUN_REPORT ? 0 : run_config_write(c, err);
     for (int s = stage; s < RUN_STAGES && status == 0; s++)
-        if (s == (int)stage || run_stage_builds_on((enum run_stage_index)s, stage))
+        if (s == (int)stage || builds_on((enum run_stage_index)s, stage))
             status = run_db_run(db, err, "DELETE FROM stages WHERE stage = ?", "t", run_stage_names[s]);
     if (status == 0) status = stages[stage].run(c, dev, db, err);
     if (status == 0) status = run_stage_finish(db, run_stage_names[stage], hash, seconds_now() - start, err);

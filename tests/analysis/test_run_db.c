@@ -100,14 +100,14 @@ static void test_hash(void **state) {
         "{\"out\":\"a\",\"seed\":1,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":2},\"report\":{\"features\":2}}",
         "{\"out\":\"a\",\"seed\":2,\"train\":{\"lr\":1,\"log_every\":1},\"diff\":{\"eps\":1},\"report\":{\"features\":2}}",
     };
-    static const bool changes[5][RUN_STAGES] = {
-        {0}, {0}, {1, 1, 1, 0, 1, 0, 1}, {0, 1, 1, 0, 1, 0, 1}, {1, 1, 1, 0, 1, 0, 1}}; /* evaluate and steer need no dictionary */
+    static const bool of_training[5] = {0, 0, 1, 0, 1}, of_others[5] = {0, 0, 1, 1, 1};
     for (int s = 0; s < RUN_STAGES; s++)
         for (int i = 0; i < 5; i++) {
             char first[17], hash[17];
             hash_of(first, settings[0], (enum run_stage_index)s);
             hash_of(hash, settings[i], (enum run_stage_index)s);
-            assert_int_equal(strcmp(first, hash) != 0, changes[i][s]);
+            const bool alone = s == RUN_EVALUATE || s == RUN_STEER; /* they need no dictionary */
+            assert_int_equal(strcmp(first, hash) != 0, !alone && (s == RUN_TRAIN ? of_training[i] : of_others[i]));
         }
     struct run_config c = config;
     char before[17], after[17], path[] = "build/test-run-db/data.jsonl";
@@ -128,6 +128,44 @@ static void test_hash(void **state) {
     fputs("x", f), fclose(f);
     run_inputs_hash(after, deep, 2);
     assert_string_not_equal(before, after);
+}
+
+/* What `run` does: wanted stages that are not finished, and what builds on them; never one whose section is missing. */
+static void expect_due(sqlite3 *db, const char *settings, const char *expected) {
+    struct run_config c = config;
+    bool due[RUN_STAGES];
+    char names[128] = "";
+    c.resolved = json_loads(settings, 0, NULL);
+    run_stages_due(due, db, &c);
+    for (int s = 0; s < RUN_STAGES; s++)
+        if (due[s]) snprintf(names + strlen(names), sizeof names - strlen(names), " %s", run_stage_names[s]);
+    if (strcmp(names, expected)) fail_msg("due:%s; expected:%s", names, expected);
+    json_decref(c.resolved);
+}
+
+static void finish(sqlite3 *db, const char *settings, enum run_stage_index stage) {
+    struct run_config c = config;
+    struct error err = {""};
+    char hash[17];
+    c.resolved = json_loads(settings, 0, NULL);
+    run_stage_hash(hash, &c, stage);
+    assert_int_equal(run_stage_finish(db, run_stage_names[stage], hash, 1, &err), 0);
+    json_decref(c.resolved);
+}
+
+static void test_due(void **state) {
+    (void)state;
+    static const char plain[] = "{\"train\":{},\"diff\":{\"eps\":1}}",
+                      more[] = "{\"train\":{},\"diff\":{\"eps\":1},\"select\":[],\"evaluate\":[]}",
+                      other[] = "{\"train\":{},\"diff\":{\"eps\":2},\"select\":[],\"evaluate\":[]}";
+    sqlite3 *db = fresh();
+    expect_due(db, plain, " train diff report");
+    expect_due(db, more, " train diff select evaluate report");
+    finish(db, more, RUN_EVALUATE), finish(db, more, RUN_TRAIN), finish(db, more, RUN_DIFF), finish(db, more, RUN_SELECT);
+    expect_due(db, more, " report");
+    expect_due(db, plain, " report");
+    expect_due(db, other, " diff select report"); /* nothing changed for the training and the answers */
+    sqlite3_close(db);
 }
 
 static void test_bad_files(void **state) {
@@ -232,7 +270,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_views),   cmocka_unit_test(test_layers),    cmocka_unit_test(test_stages),
         cmocka_unit_test(test_hash),    cmocka_unit_test(test_bad_files), cmocka_unit_test(test_base_dictionaries),
-        cmocka_unit_test(test_summary),
+        cmocka_unit_test(test_summary), cmocka_unit_test(test_due),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
