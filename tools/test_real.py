@@ -171,7 +171,7 @@ def times(check, plain, text):
         print(f"      {name:13} prefill {1e3 * b['prefill']:7.0f} ms for {tokens} tokens ({1e3 * b['prefill_cpu']:.0f} ms of CPU), a decoded token {1e3 * b['decode']:6.1f} ms ({1e3 * b['decode_cpu']:.1f} of CPU)")
     prefill = best["transformers"]["prefill"] / LONG / (best["stagediff"]["prefill"] / n)
     decode = best["transformers"]["decode"] / best["stagediff"]["decode"]
-    print(f"      {THREADS} threads, load {load_now:.1f}, OMP_WAIT_POLICY {os.environ.get("OMP_WAIT_POLICY", "as it comes")}, PyTorch {torch.__version__}, transformers {transformers.__version__} (sdpa, f32)")
+    print(f"      {THREADS} threads, load {load_now:.1f}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'as it comes')}, PyTorch {torch.__version__}, transformers {transformers.__version__} (sdpa, f32)")
     check.verdict(prefill >= 1 and decode >= 1.5, f"times faster than transformers: prefill {prefill:.2f} (wanted 1), decoding {decode:.2f} (wanted 1.5)")
 
 
