@@ -143,6 +143,10 @@ test-real: deps ## a trained model, random architectures, tokenizers and picture
 	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
 	tools/test_real.sh $(B)/cpu/stagediff
 
+real: deps ## train dictionaries on a real model over a million tokens of this machine's documentation (downloads; half an hour)
+	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
+	tools/real.sh $(B)/cpu/stagediff
+
 $(B)/cpu/tools/gpu_bundle/compare: $(B)/cpu/tools/gpu_bundle/compare.o $(B)/cpu/tests/e2e/relative_rms.o $(B)/cpu/libhost.a
 	$(CXX) $^ $(LIBS) -o $@
 
