@@ -68,15 +68,15 @@ static json_t *as_json(const struct train_plan *p, const struct run_config *c, c
     const json_int_t n = p->layers_at_once;
     json_t *layers = json_array();
     for (int i = 0; i < p->n_layers; i++) json_array_append_new(layers, json_integer(p->layers[i]));
-    return json_pack("{s:s, s:o, s:i, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:{s:i, s:i, s:i}, s:[{s:s, s:I, s:I, s:{s:I, s:I, s:I, s:I, s:I, "
-                     "s:I, s:I}}], s:I, "
-                     "s:{s:I, s:I}}",
+    return json_pack("{s:s, s:o, s:i, s:i, s:i, s:i, s:I, s:I, s:i, s:i, s:{s:i, s:i, s:i}, "
+                     "s:[{s:s, s:I, s:I, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I}}], s:I, s:{s:I, s:I}}",
                      "model", c->model, "layers", layers, "d_model", p->d, "features", p->largest, "k", p->k, "batch", c->batch, "samples",
                      (json_int_t)p->count, "samples_to_stream", (json_int_t)p->total * p->n_groups, "layers_at_once", p->layers_at_once,
                      "passes", p->n_groups, "forward", "samples", m->pass.samples, "tokens", m->pass.tokens, "pictures", m->pass.pictures,
                      "devices", "name", device_name(dev), "free", (json_int_t)m->free, "needed", (json_int_t)m->needed, "bytes", "weights",
-                     (json_int_t)m->weights, "activations", (json_int_t)m->activations, "step", (json_int_t)m->step, "dictionaries",
-                     n * (json_int_t)m->dictionaries, "optimizer", n * (json_int_t)m->optimizer, "ring", n * (json_int_t)m->ring, "process",
+                     (json_int_t)m->weights, "activations", (json_int_t)m->activations, "step", (json_int_t)m->step, "evaluation",
+                     (json_int_t)m->evaluation + n * (json_int_t)m->evaluated, "dictionaries", n * (json_int_t)m->dictionaries, "optimizer",
+                     n * (json_int_t)m->optimizer, "ring", n * (json_int_t)m->ring, "process",
                      (json_int_t)(m->host ? m->host + m->needed : 0), "disk", "dictionaries", (json_int_t)m->disk_dictionaries, "state",
                      (json_int_t)m->disk_state);
 }

@@ -32,6 +32,7 @@ static const struct stage {
 };
 
 bool run_stage_wanted(const struct run_config *c, enum run_stage_index stage) {
+    if (stage == RUN_DIFF && (!c->base || !c->saes)) return false; /* a plain language model: nothing to compare with */
     return !stages[stage].optional || json_object_get(c->resolved, run_stage_names[stage]);
 }
 

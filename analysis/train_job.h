@@ -16,6 +16,7 @@ int evaluation_slots(const struct run_config *c); /* codes a row that EVALUATION
 /* Bytes on the device (train_memory.c), by the sizes that the loaders, the trainer and the evaluation themselves take. */
 struct train_memory {
     struct checkpoint_pass pass; /* the largest forward pass */
+    int rows;                    /* that it adds to the block of a layer */
     size_t weights, activations;
     size_t step, evaluation;              /* scratch: of a training step with its batch and index lists; of an evaluation step */
     size_t dictionaries, optimizer, ring; /* of the layer that needs most: its regimes' dictionaries, their Adam, its block of rows */

@@ -29,9 +29,16 @@ static size_t text_bytes(const struct sample *s) {
     return n;
 }
 
+static bool is_kept(const struct run_config *c, int kind) {
+    for (int r = 0; r < REGIME_COUNT; r++)
+        if (c->regimes[r] && regime_takes((enum regime)r, kind)) return true;
+    return false;
+}
+
 /* Of the batches of `n` samples the one with most text (4 bytes counted as a token) and pictures is tokenised; its counts are the pass. */
-static int measure_pass(struct checkpoint_pass *pass, const struct train_plan *p, const struct checkpoint *model, const struct samples *s,
-                        size_t n, struct error *err) {
+static int measure_pass(struct train_plan *p, const struct run_config *c, const struct checkpoint *model, const struct samples *s, size_t n,
+                        struct error *err) {
+    struct checkpoint_pass *pass = &p->memory.pass;
     const struct checkpoint_config *g = &model->config;
     const size_t rows = g->has_tower ? (size_t)llava_rows(&g->llava, &g->clip) : 0;
     struct tokenizer *tokenizer = NULL;
@@ -46,6 +53,7 @@ static int measure_pass(struct checkpoint_pass *pass, const struct train_plan *p
         if (size > most) most = size, at = p->first + first;
     }
     *pass = (struct checkpoint_pass){0};
+    p->memory.rows = 0;
     if (tokenizer_open(&tokenizer, checkpoint_tokenizer(model), err)) return -1;
     if (prompt_template_of(&template, tokenizer, g->layout == LAYOUT_LLAVA, &unknown)) template = TEMPLATE_NONE;
     for (size_t i = at; i < at + n && i < p->first + p->count && status == 0; i++) {
@@ -56,6 +64,7 @@ static int measure_pass(struct checkpoint_pass *pass, const struct train_plan *p
             break;
         }
         pass->tokens += prompt.count, pass->samples++, pass->pictures += s->at[i].image != NULL;
+        for (int t = 0; t < prompt.count; t++) p->memory.rows += is_kept(c, prompt.kinds[t]);
         prompt_free(&prompt);
     }
     tokenizer_close(tokenizer);
@@ -162,7 +171,11 @@ int train_memory_place(struct train_plan *p, const struct run_config *c, const s
     char a[32], b[32];
     m->host = sizeof(act_t) == sizeof(float) ? resident_bytes() : 0; /* the cpu's: the program itself stands beside the tensors */
     m->free = device_memory_free(dev);
-    if (measure_pass(&m->pass, p, model, s, n, err)) return -1;
+    if (measure_pass(p, c, model, s, n, err)) return -1;
+    if (c->forward_samples >= EVALUATION_SAMPLES && m->rows > c->ring_rows)
+        return fail(
+            err, "\"train.ring_rows\" is %ld, but %d samples of a forward pass give %d rows; raise it or lower \"train.forward_samples\"",
+            c->ring_rows, m->pass.samples, m->rows);
     count_needs(p, c, model);
     const size_t usable = m->free / 100 * 95;
     const int wanted = asked > 0 && asked < p->n_layers ? asked : p->n_layers;

@@ -52,7 +52,7 @@ ARCHITECTURES = [
 
 # ---------------------------------------------------------------- the weights
 class Parts:
-    """Random LLM, tower and projector; `state` maps canonical names (llm., head., tower., projector.N.) to float32 tensors that BF16 can hold."""
+    """Random LLM, tower and projector; `state` maps canonical names (llm., head., tower., projector.N.) to float32 tensors that BF16 and F16 can hold."""
 
     def __init__(self, a, seed):
         torch.manual_seed(seed)
@@ -69,7 +69,8 @@ class Parts:
         for name, t in self.state.items():
             norm = "norm" in name and name.endswith("weight") or "layrnorm.weight" in name
             spread = 0.2 if t.dim() == 1 else 1.2 * t[0].numel() ** -0.5 if "embed" not in name else 1.0
-            self.state[name] = (torch.randn(t.shape) * spread + (1 if norm else 0)).bfloat16().float()
+            values = (torch.randn(t.shape) * spread + (1 if norm else 0)).bfloat16().float()
+            self.state[name] = values * (values.abs() >= 2 ** -17)  # F16 holds them too
 
     def modules(self, dtype):
         llm, tower = LlamaForCausalLM(self.llm_config).eval(), CLIPVisionModel(self.clip_config).eval()

@@ -83,6 +83,15 @@ expect 0 '"contrast":"answers","positive":2,"negative":2|"name":"blocks.1.hook_r
 expect 0 '"name":"blocks.0.attn.hook_z"' 'means' $vectors means --model $tiny/tiny_llama --data "$dir/pairs.jsonl"
 echo '[{"op":"head","heads":[0],"mode":"mean","mean":"v.safetensors"}]' >"$dir/mean.json"
 expect 0 '"ids":[' 'an edit with them' $program generate --model $tiny/tiny_llama --prompt 'hello' --max-new-tokens 3 --json --edit "$dir/mean.json"
+# the main job on a plain language model: text lines, no base, no pictures
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo "{\"prompt\": \"line $i of a text, and some more of it\"}"; done >"$dir/text.jsonl"
+echo "{\"out\": \"run\", \"model\": \"$PWD/$tiny/tiny_llama\", \"data\": {\"train\": \"text.jsonl\"}, \"train\": {\"k\": 4, \"batch\": 64, \"ring_rows\": ROWS}}" >"$dir/rows.json"
+sed 's/ROWS/512/' "$dir/rows.json" >"$dir/run.json" && sed 's/ROWS/64/' "$dir/rows.json" >"$dir/small.json"
+expect 2 'train.ring_rows|8 samples|rows' 'plan of a block that no pass fits in' $program plan "$dir/small.json"
+expect 0 '"pictures":0|"layers_at_once":2|"weights":' 'plan of a plain LLM' $program plan "$dir/run.json" --json
+[ -e "$dir/run" ] && failed=$((failed + 1)) && echo "FAILED: plan wrote something"
+expect 0 'random start|report.html' 'run on a plain LLM' $program run "$dir/run.json"
+
 if [ -d $world/vlm ]; then
     head -1 $world/data/vqa_test.jsonl >"$dir/data.jsonl" && ln -s "$PWD/$world/data/images" "$dir/images"
     expect 0 '' 'harvest at the tower' $program harvest --model $world/vlm --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.4.hook_resid_post,vision.selected,projector,ln_final.hook_normalized'
