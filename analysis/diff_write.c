@@ -52,7 +52,10 @@ int diff_write_examples(sqlite3 *db, const struct run_config *c, const struct di
         const struct diff_sample *row = &e->sample[i];
         const struct sample *line = &s->at[offset + row->index];
         if (run_db_run(db, err, "INSERT INTO samples(sample, id, image, question, answer, tokens, kinds, picture) VALUES(?,?,?,?,?,?,?,?)",
-                       "itttttbb", first + step * row->index, line->id, line->image, line->question ? line->question : line->prompt,
+                       "itttttbb", first + step * row->index, line->id, line->image,
+                       line->question ? line->question
+                       : line->prompt ? line->prompt
+                                      : line->caption,
                        line->answer, row->tokens, (const void *)row->kinds, (size_t)row->n_tokens, (const void *)row->picture,
                        row->picture_bytes))
             return -1;
@@ -94,9 +97,9 @@ static int write_facts(sqlite3 *db, const struct run_config *c, const struct dif
 int diff_write(sqlite3 *db, const struct run_config *c, const struct diff_job *jobs, int n_jobs, const struct diff_counts *n,
                const double *thresholds, const struct samples *s, long first, const struct diff_examples *e, struct error *err) {
     if (run_db_exec(db, err, "BEGIN IMMEDIATE")) return -1;
-    int status = run_db_exec(
-        db, err,
-        "DELETE FROM examples; DELETE FROM samples; DELETE FROM norms; DELETE FROM features; DELETE FROM facts WHERE stage = 'diff';");
+    int status = run_db_exec(db, err,
+                             "DELETE FROM attention; DELETE FROM examples; DELETE FROM samples; DELETE FROM norms; DELETE FROM features; "
+                             "DELETE FROM facts WHERE stage = 'diff';");
     for (int j = 0; j < n_jobs && status == 0; j++) status = write_features(db, &jobs[j], n, err);
     if (status == 0) status = diff_write_examples(db, c, jobs, s, first, first, 1, e, err);
     if (status == 0) status = write_facts(db, c, jobs, n_jobs, n, thresholds, err);

@@ -375,6 +375,8 @@ static void test_rows_replaced(void **state) {
             6000);
         assert_int_equal(run_db_count(db, "SELECT round(1e6 * value) FROM facts WHERE stage = 'diff' AND name = 'cosine_threshold.text'"),
                          450000);
+        /* a later stage's rows that refer to samples are no obstacle */
+        assert_int_equal(run_db_exec(db, &err, "INSERT INTO attention SELECT 'a', 0, 0, sample, x'00' FROM samples"), 0);
     }
     if (write_rows(db, jobs, 1, &err)) /* one layer now: the other's rows go */
         fail_msg("%s", err.text);
