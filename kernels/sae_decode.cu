@@ -1,5 +1,6 @@
-/* sae_decode.cu - see sae_ops.h. Everything that reads decoder rows by index: one block per row of the batch, whose
- * threads own columns. Sums over rows in a second kernel, in a fixed order: bitwise repeatable, no atomics. */
+/* sae_decode.cu - see sae_ops.h. Everything that reads decoder rows by index: a training step by column slices, the rest with
+ * one block per row of the batch, whose threads own columns. Sums over rows in a second kernel. All sums have a fixed order:
+ * bitwise repeatable, no atomics. */
 #include "kernels/columns.cuh"
 #include "kernels/sae_ops.h"
 

@@ -56,7 +56,7 @@ struct sae_adam {
 };
 #endif
 
-/* Gradient, Adam, unit norm and bf16 copy in one pass per feature f:
+/* Gradient, Adam, unit norm and bf16 copy of every feature f:
  *   dD[f] = sum over entries of value * g[n];  dE[f] = sum of dvalue * x[n];  db_e[f] = sum of dvalue
  *   p -= lr * m^ / (sqrt(v^) + eps), m^ = m/(1-beta1^step), v^ = v/(1-beta2^step), every row each step (dense Adam, torch's)
  * All pointers (M, d) real except b_e, m_be, v_be (M); E_low (M, d) bf16 [out] or NULL. Bitwise repeatable. */

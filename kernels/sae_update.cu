@@ -1,6 +1,6 @@
-/* sae_update.cu - see sae_ops.h. One block per feature: gradient rows in shared memory, then Adam (Kingma & Ba 2015, as
- * torch.optim.Adam computes it), unit norm and bf16 copy. A thread owns its columns throughout; the only sums across
- * threads are over a row, in a fixed order. */
+/* sae_update.cu - see sae_ops.h. By column slices, so that L2 keeps what is gathered: gradient of a feature's columns, then Adam
+ * (Kingma & Ba 2015, as torch.optim.Adam computes it) and bf16 copy; unit norm after all slices. With remove_parallel, or where
+ * addresses forbid: one block per feature, the gradient's row in shared memory. Sums have a fixed order: bitwise repeatable. */
 #include "kernels/columns.cuh"
 #include "kernels/sae_ops.h"
 
