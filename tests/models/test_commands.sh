@@ -83,6 +83,15 @@ expect 0 '"contrast":"answers","positive":2,"negative":2|"name":"blocks.1.hook_r
 expect 0 '"name":"blocks.0.attn.hook_z"' 'means' $vectors means --model $tiny/tiny_llama --data "$dir/pairs.jsonl"
 echo '[{"op":"head","heads":[0],"mode":"mean","mean":"v.safetensors"}]' >"$dir/mean.json"
 expect 0 '"ids":[' 'an edit with them' $program generate --model $tiny/tiny_llama --prompt 'hello' --max-new-tokens 3 --json --edit "$dir/mean.json"
+# LLaVA's first stage: parts apart, and what is said of the one that is missing
+expect 0 'llava layout|language model and the tokenizer are read from|10 rows: 1 of 3 tower layers|class row go through 3 linear layers' 'info of a projector alone' $program info $tiny/tiny_stage1
+cp -r $tiny/tiny_stage1 "$dir/stage1" && mv "$dir/stage1/base" "$dir/moved"
+expect 2 'projector alone|"base" is not on this disk|--base DIR' 'its language model missing' $program generate --model "$dir/stage1" --prompt a
+expect 0 '"problems":["|--base DIR' 'and info of it' $program info "$dir/stage1" --json
+expect 0 '"stopped"' 'its language model named by hand' $program generate --model "$dir/stage1" --base "$dir/moved" --prompt a --max-new-tokens 2 --json
+rm -r "$dir/stage1/tower"
+expect 2 '"tower"|--vision-tower DIR' 'its tower missing' $program generate --model "$dir/stage1" --base "$dir/moved" --prompt a
+
 # the main job on a plain language model: text lines, no base, no pictures
 for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo "{\"prompt\": \"line $i of a text, and some more of it\"}"; done >"$dir/text.jsonl"
 echo "{\"out\": \"run\", \"model\": \"$PWD/$tiny/tiny_llama\", \"data\": {\"train\": \"text.jsonl\"}, \"train\": {\"k\": 4, \"batch\": 64, \"ring_rows\": ROWS}}" >"$dir/rows.json"

@@ -72,6 +72,12 @@ static void llama_equals_transformers(void **state) {
     against_golden("tiny_llama", 2);
 }
 
+/* mm_projector.bin beside config.json; language model and tower in folders of their own. */
+static void stage1_equals_transformers(void **state) {
+    (void)state;
+    against_golden("tiny_stage1", 3);
+}
+
 /* ---- the other ways the same weights are stored ---- */
 struct rule {
     const char *from, *to;
@@ -331,9 +337,10 @@ static void cache_changes_nothing(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(llava_equals_transformers),      cmocka_unit_test(llama_equals_transformers),
-        cmocka_unit_test(every_layout_is_the_same_model), cmocka_unit_test(packing_changes_nothing),
-        cmocka_unit_test(probes_edit_and_stop),           cmocka_unit_test(cache_changes_nothing),
+        cmocka_unit_test(llava_equals_transformers),  cmocka_unit_test(llama_equals_transformers),
+        cmocka_unit_test(stage1_equals_transformers), cmocka_unit_test(every_layout_is_the_same_model),
+        cmocka_unit_test(packing_changes_nothing),    cmocka_unit_test(probes_edit_and_stop),
+        cmocka_unit_test(cache_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,9 @@
   tiny_llava/, tiny_llama/   random checkpoints with odd shapes (head_dim 24, one kv head, vocabulary no multiple of 8, tied head,
                       sharded file, both spellings of the config), and <name>.safetensors: ids, pixels, states, logits
 
+  tiny_stage1/        what LLaVA's first stage leaves: config.json and mm_projector.bin, the language model (GQA of 3, llama3 rotary) in base/, the tower
+                      in tower/; three-layer projector, class row kept, first tower layer selected; and tiny_stage1.safetensors
+
 Remake all after the world's weights changed:  python tools/golden/make_models.py tools/tinyworld/world tests/models/golden
 """
 import hashlib
@@ -20,6 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import hf_world
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import test_models
 
 SEED, QUESTIONS, NEW = 7, 200, 16
 SAMPLES = [("vqa_test.jsonl", 3 * i + i % 2) for i in range(8)]
@@ -164,12 +170,32 @@ def make_tiny_llama(out):
     save_file(tensors, os.path.join(out, "tiny_llama.safetensors"), metadata=metadata())
 
 
+@torch.no_grad()
+def make_tiny_stage1(out):
+    a = test_models.arch("stage 1", (48, 6, 2, 16, 56, 267, 2), (32, 2, 40, 3, 24, 8), projector="mlp3x_gelu", select=1, feature="cls_patch", positions=128,
+                         rope_parameters=test_models.LLAMA3)
+    parts, folder, tensors = test_models.Parts(a, SEED), os.path.join(out, "tiny_stage1"), {}
+    shutil.rmtree(folder, ignore_errors=True)
+    test_models.write_original(folder, parts, tower="beside", projector="alone", pad=True)
+    modules = parts.modules(torch.float32)
+    for i in range(3):
+        ids, pixels = [256] + [-200] * 10 * (i != 1) + torch.randint(0, 256, (5 + 36 * i,)).tolist(), torch.randn(3, 24, 24) if i != 1 else None
+        r = test_models.reference(a, modules, ids, pixels)
+        tensors |= {f"{i}/ids": torch.tensor(ids, dtype=torch.int32), f"{i}/logits": r["logits"].clone(),
+                    f"{i}/states": torch.stack([r["hook_embed"]] + [r[f"blocks.{l}.hook_resid_post"] for l in range(2)])}
+        if pixels is not None:
+            tower = [r[f"vision.{l}.hook_resid_post"] for l in range(3)]
+            tensors |= {f"{i}/pixels": pixels, f"{i}/vision": torch.stack([torch.zeros_like(tower[0])] + tower)}
+    save_file(tensors, os.path.join(out, "tiny_stage1.safetensors"), metadata=metadata())
+
+
 def main(world, out):
     torch.set_num_threads(1)
     os.makedirs(out, exist_ok=True)
     torch.manual_seed(SEED)
     make_tiny_llava(out)
     make_tiny_llama(out)
+    make_tiny_stage1(out)
     make_world(world, out)
 
 
