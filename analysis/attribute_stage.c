@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* Lines of attribute's data are numbered from here in `samples`: above every line of a data file that `diff` may show. */
-enum { FIRST_SAMPLE = 1000000000, MAP_SAMPLES = 5 };
+enum { FIRST_SAMPLE = 1000000000, MAP_SAMPLES = 5, CARD_SAMPLES = 32 };
 
 struct stage { /* one target */
     const struct run_config *c;
@@ -151,6 +151,53 @@ static int write_maps(const struct stage *t, long *number, struct error *err) {
     return status;
 }
 
+/* Where a feature of the task lies among the sets; false: in none. */
+static bool find_feature(const struct stage *t, const struct task_feature *all, int n, int layer, int feature, struct attribute_set *one,
+                         int *local) {
+    int set = -1, place = 0;
+    for (int i = 0; i < n; i++) {
+        if (i == 0 || all[i].layer != all[i - 1].layer) set++, place = 0;
+        if (all[i].layer == layer && all[i].feature == feature) {
+            *local = t->features[set][place];
+            *one = (struct attribute_set){layer, &t->saes[set], local, 1};
+            return true;
+        }
+        place++;
+    }
+    return false;
+}
+
+/* The features that the report shows of the task, each by itself: signed scores of the target "L<layer>F<feature>", on the first samples.
+ */
+static int run_cards(const struct stage *t, const struct attribute_job *of_target, const char *gradient, struct error *err) {
+    const struct samples few = {t->samples.at, t->samples.count < CARD_SAMPLES ? t->samples.count : CARD_SAMPLES, t->samples.path};
+    struct task_feature *all;
+    sqlite3_stmt *q = NULL;
+    int n, status = task_features(&all, &n, t->db, t->x->features_of, err);
+    if (status == 0) status = task_strongest(&q, t->db, t->x->features_of, regime_names[t->c->diff_regime], task_cards(t->c), err);
+    while (status == 0 && sqlite3_step(q) == SQLITE_ROW) {
+        const int layer = sqlite3_column_int(q, 0), feature = sqlite3_column_int(q, 1);
+        struct attribute_job j = *of_target;
+        struct attribute_set one;
+        struct attribution a = {0};
+        char target[48];
+        int local;
+        if (!find_feature(t, all, n, layer, feature, &one, &local)) continue;
+        j.samples = &few, j.sets = &one, j.n_sets = 1, j.exact = 0;
+        snprintf(target, sizeof target, "L%dF%d", layer, feature);
+        status = attribute(&j, &a, err);
+        for (int i = 0; status == 0 && i < a.layers * a.heads; i++)
+            status = run_db_run(
+                t->db, err, "INSERT OR REPLACE INTO heads(target, layer, head, method, corruption, score, exact) VALUES(?,?,?,?,?,?,NULL)",
+                "tiittd", target, (long)(i / a.heads), (long)(i % a.heads), gradient, attribute_corruption_names[t->x->corrupt],
+                a.signed_score[i]);
+        attribution_free(&a);
+    }
+    sqlite3_finalize(q);
+    free(all);
+    return status;
+}
+
 static int run_target(struct stage *t, long *number, struct error *err) {
     const char *gradient = t->x->gradient ? t->x->gradient : "corrupt";
     struct attribute_job j = {.m = t->m,
@@ -167,6 +214,7 @@ static int run_target(struct stage *t, long *number, struct error *err) {
     if (status == 0) status = attribute(&j, &t->a, err);
     if (status == 0) status = write_heads(t, gradient, err);
     if (status == 0) status = write_maps(t, number, err);
+    if (status == 0) status = run_cards(t, &j, gradient, err);
     if (status == 0)
         log_note("%s: %d heads scored over %zu samples, %d patched", t->x->target, t->a.layers * t->a.heads, t->samples.count,
                  t->a.n_exact);

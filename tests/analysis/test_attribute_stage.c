@@ -86,12 +86,18 @@ static void rows_are_the_scores(void **state) {
         must(run_session_open(&s, write_config(attribute_text), 0, &err), &err);
         must(run_stage(&s.c, s.dev, s.db, RUN_ATTRIBUTE, &err), &err);
         assert_true(run_stage_finished(s.db, &s.c, RUN_ATTRIBUTE));
-        assert_int_equal((int)number(s.db, "SELECT count(*) FROM head_scores"), 2 * 2 * 2); /* methods, layers, heads */
+        assert_int_equal((int)number(s.db, "SELECT count(*) FROM head_scores WHERE target = 'heads of it'"),
+                         2 * 2 * 2); /* methods, layers, heads */
+        assert_int_equal((int)number(s.db, "SELECT count(*) FROM head_scores WHERE target GLOB 'L?F*'"),
+                         2 * 2 + 2 * 4);                                              /* single features */
         assert_int_equal((int)number(s.db, "SELECT count(*) FROM attention"), 2 * 3); /* heads, samples with a picture and text behind it */
         assert_int_equal((int)number(s.db, "SELECT count(*) FROM samples"), 3);
         if (turn == 0) run_session_close(&s);
     }
-    assert_int_equal((int)number(s.db, "SELECT count(exact) FROM head_scores WHERE method = 'corrupt' AND corruption = 'mean'"), 2);
+    assert_int_equal(
+        (int)number(s.db,
+                    "SELECT count(exact) FROM head_scores WHERE target = 'heads of it' AND method = 'corrupt' AND corruption = 'mean'"),
+        2);
     assert_int_equal((int)number(s.db, "SELECT min(length(weights)) = 36 AND max(length(weights)) = 36 FROM attention"), 1);
     assert_int_equal(
         (int)number(s.db, "SELECT count(*) FROM samples WHERE length(picture) > 50 AND json_array_length(tokens) = length(kinds)"), 3);
@@ -110,19 +116,33 @@ static void rows_are_the_scores(void **state) {
     must(attribute(&j, &a, &err), &err);
     for (int i = 0; i < 4; i++) {
         char sql[256];
-        snprintf(sql, sizeof sql, "SELECT score FROM head_scores WHERE method = 'corrupt' AND layer = %d AND head = %d", i / 2, i % 2);
-        assert_true(number(s.db, sql) == a.signed_score[i]);
-        snprintf(sql, sizeof sql, "SELECT score FROM head_scores WHERE method = 'mean_abs corrupt' AND layer = %d AND head = %d", i / 2,
+        snprintf(sql, sizeof sql,
+                 "SELECT score FROM head_scores WHERE target = 'heads of it' AND method = 'corrupt' AND layer = %d AND head = %d", i / 2,
                  i % 2);
+        assert_true(number(s.db, sql) == a.signed_score[i]);
+        snprintf(sql, sizeof sql,
+                 "SELECT score FROM head_scores WHERE target = 'heads of it' AND method = 'mean_abs corrupt' AND layer = %d AND head = %d",
+                 i / 2, i % 2);
         assert_true(number(s.db, sql) == a.mean_abs[i]);
     }
     for (int i = 0; i < 2; i++) {
         char sql[256];
-        snprintf(sql, sizeof sql, "SELECT exact FROM head_scores WHERE method = 'corrupt' AND layer = %d AND head = %d", a.exact[i].layer,
-                 a.exact[i].head);
+        snprintf(sql, sizeof sql,
+                 "SELECT exact FROM head_scores WHERE target = 'heads of it' AND method = 'corrupt' AND layer = %d AND head = %d",
+                 a.exact[i].layer, a.exact[i].head);
         assert_true(number(s.db, sql) == a.exact[i].effect);
     }
     assert_true(number(s.db, "SELECT value FROM facts WHERE stage = 'attribute' AND name = 'metric_clean.heads of it'") == a.metric[0]);
+    attribution_free(&a);
+    /* a feature by itself */
+    const struct attribute_set alone = {1, &sae, high + 1, 1};
+    const struct attribute_job single = {.m = &m, .samples = &samples, .sets = &alone, .n_sets = 1, .batch = 3, .corruption = CORRUPT_MEAN};
+    must(attribute(&single, &a, &err), &err);
+    for (int i = 0; i < 4; i++) {
+        char sql[256];
+        snprintf(sql, sizeof sql, "SELECT score FROM head_scores WHERE target = 'L1F90' AND layer = %d AND head = %d", i / 2, i % 2);
+        assert_true(number(s.db, sql) == a.signed_score[i]);
+    }
     attribution_free(&a);
     samples_free(&samples);
     model_close(&m);
