@@ -22,12 +22,11 @@ cp $obj/cuda/stagediff $out/bin/stagediff-cuda
 cp $obj/cuda/bench $obj/cpu/tools/gpu_bundle/compare $out/bin/
 cp $obj/cuda/tests/kernels/test_* $out/tests/
 rm -f $out/tests/*.o $out/tests/*.d $out/tests/*.log $out/tests/*.status
-strip --strip-debug $out/bin/* $out/tests/*
+strip $out/bin/* $out/tests/*
 cp -L "$(ldconfig -p | awk '/libcmocka.so.0/ { print $NF; exit }')" $out/lib/
 cp bench/peers/*.py $out/peers/
 mkdir -p $out/world/data/images $out/tests/golden
-cp -r tools/tinyworld/world/{base,clip,vlm} $out/world/
-[ -d tools/tinyworld/world/saes ] && cp -r tools/tinyworld/world/saes $out/world/
+cp -r tools/tinyworld/world/{clip,vlm} $out/world/
 head -8 tools/tinyworld/world/data/vqa_test.jsonl >$out/world/data/few.jsonl
 sed -n 's/.*"image": *"\([^"]*\)".*/\1/p' $out/world/data/few.jsonl | sort -u | while read -r f; do
     mkdir -p "$(dirname "$out/world/data/$f")" && cp "tools/tinyworld/world/data/$f" "$out/world/data/$f"
