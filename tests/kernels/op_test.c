@@ -112,6 +112,17 @@ static void make_fields(struct op_buffer *b) {
     }
 }
 
+float op_cut_product(const double *x, const double *w, int n) {
+    float sum = 0;
+    for (int i = 0; i < n; i += 16) {
+        double exact = (double)sum;
+        for (int k = i; k < n && k < i + 16; k++) exact += (double)op_round(OP_BF16, (float)x[k]) * w[k];
+        sum = (float)exact;
+        if (fabs((double)sum) > fabs(exact)) sum = nextafterf(sum, 0);
+    }
+    return sum;
+}
+
 /* stored bytes -> fields */
 static void unpack(struct op_buffer *b, const uint8_t *stored) {
     if (b->ints) memcpy(b->ints, stored, b->n * sizeof(int));

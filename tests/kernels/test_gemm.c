@@ -30,6 +30,7 @@ static void run(int N, int I, int O, double scale, bool with_bias) {
                 size += fabs(term);
             }
             magnitude = fmax(magnitude, size);
+            if (sizeof(act_t) == sizeof(bf16)) sum = op_cut_product(x->real + r * I, w->real + o * I, I);
             plain_real[r * O + o] = sum;
             if (with_bias && I % 8) sum = (float)op_round(OP_ACT, sum); /* cuBLASLt rounds before the bias where rows are not aligned */
             plain[r * O + o] = op_round(OP_ACT, sum + (with_bias ? (float)bias->real[o] : 0));
