@@ -13,7 +13,7 @@
 
 #include <cmocka.h> /* last: its macro `fail` hides host/error.h's function */
 
-static struct run_config config = {.out = "build/test-run-db", .saes = "build/test-run-db/saes"};
+static struct run_config config = {.out = "build/test-run-db", .base = "build/test-run-db/base", .saes = "build/test-run-db/saes"};
 
 static sqlite3 *fresh(void) {
     struct error err = {""};
@@ -160,6 +160,9 @@ static void test_due(void **state) {
                       other[] = "{\"train\":{},\"diff\":{\"eps\":2},\"select\":[],\"evaluate\":[]}";
     sqlite3 *db = fresh();
     expect_due(db, plain, " train diff report");
+    config.base = NULL;
+    expect_due(db, plain, " train report"); /* a plain language model: no diff */
+    config.base = "build/test-run-db/base";
     expect_due(db, more, " train diff select evaluate report");
     finish(db, more, RUN_EVALUATE), finish(db, more, RUN_TRAIN), finish(db, more, RUN_DIFF), finish(db, more, RUN_SELECT);
     expect_due(db, more, " report");
