@@ -126,5 +126,21 @@ if [ -d $world/vlm ]; then
     expect 0 'template llama_3_1|64 rows|4 of 5 tower layers|square of the mean colour' 'what info says of use' $program info $world/vlm
     expect 0 '' 'a tower named by hand' $program generate --model "$dir/vlm" --vision-tower $world/clip --prompt a --max-new-tokens 1
 fi
+# what plan announces against the largest size that the process had
+if [ -d $world/vlm ]; then
+    w=$PWD/$world
+    echo "{\"out\": \"rss\", \"model\": \"$w/vlm\", \"saes\": \"$w/saes\", \"data\": {\"train\": \"$w/data/vqa_train.jsonl\", \"train_samples\": 200, \"validation_samples\": 16}, \"train\": {\"k\": 16, \"batch\": 1024, \"ring_rows\": 16384}}" >"$dir/rss.json"
+    planned=$($program plan "$dir/rss.json" --json --threads 2 | sed 's/.*"process":\([0-9]*\).*/\1/') peak=0
+    $program train "$dir/rss.json" --quiet --threads 2 &
+    pid=$!
+    while kill -0 $pid 2>"$dir/err"; do
+        now=$(sed -n 's/VmHWM:[^0-9]*\([0-9]*\) kB/\1/p' /proc/$pid/status 2>"$dir/err")
+        peak=${now:-$peak}
+        sleep 0.05
+    done
+    share=$((100 * planned / (peak * 1024)))
+    echo "plan announced $((planned / 1000000)) MB, the process had $((peak * 1024 / 1000000)) MB: $share %"
+    if [ $share -ge 85 ] && [ $share -le 115 ]; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAILED: plan is off"; fi
+fi
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
