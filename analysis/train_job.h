@@ -22,7 +22,8 @@ struct train_memory {
     size_t dictionaries, optimizer, ring; /* of the layer that needs most: its regimes' dictionaries, their Adam, its block of rows */
     size_t evaluated;                     /* of that layer too: its dictionaries and the base's while they are evaluated */
     size_t free, needed;                  /* needed: with layers_at_once layers */
-    size_t host;                          /* the process before anything is opened; 0 where the device's memory is not the host's */
+    size_t saving;                        /* host: a copy of one dictionary's state while it is written */
+    size_t host; /* what the process has beside `needed`: itself, its libraries, saving; 0 where the device's memory is not the host's */
     size_t disk_dictionaries, disk_state; /* OUT/sae, OUT/state */
 };
 size_t train_memory_needed(const struct train_memory *m, int layers); /* with so many layers at once: the larger of both phases */

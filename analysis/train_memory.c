@@ -88,7 +88,7 @@ static size_t evaluation_scratch(const struct train_plan *p, int k) {
 
 static void count_layers(struct train_plan *p, const struct run_config *c) {
     struct train_memory *m = &p->memory;
-    m->dictionaries = m->optimizer = m->evaluated = m->disk_dictionaries = m->disk_state = 0;
+    m->saving = m->dictionaries = m->optimizer = m->evaluated = m->disk_dictionaries = m->disk_state = 0;
     for (int i = 0; i < p->n_layers; i++) {
         size_t dictionaries = 0, optimizer = 0, statistics = 0;
         for (int r = 0; r < REGIME_COUNT; r++) {
@@ -96,6 +96,7 @@ static void count_layers(struct train_plan *p, const struct run_config *c) {
             if (!c->regimes[r]) continue;
             const size_t one = sae_device_bytes(p->d, M, c->bf16_products), all = sae_trainer_bytes(p->d, M, c->bf16_products);
             dictionaries += one, optimizer += all - one, statistics += (size_t)M * (sizeof(double) + sizeof(int64_t));
+            m->saving = larger(m->saving, all);
             m->disk_dictionaries += 2 * sizeof(real_t) * (size_t)M * (size_t)p->d, m->disk_state += all;
         }
         size_t base = 2 * sae_device_bytes(p->d, p->base_features[i], c->bf16_products) + 4 * 16 * (size_t)p->base_features[i];
@@ -172,7 +173,8 @@ int train_memory_place(struct train_plan *p, const struct run_config *c, const s
     const int asked = at_once > 0 ? at_once : c->layers_at_once;
     const size_t n = (size_t)(c->forward_samples > EVALUATION_SAMPLES ? c->forward_samples : EVALUATION_SAMPLES);
     char a[32], b[32];
-    m->host = sizeof(act_t) == sizeof(float) ? resident_bytes() + LIBRARIES : 0; /* the cpu's: the program itself stands beside the tensors */
+    m->host =
+        sizeof(act_t) == sizeof(float) ? resident_bytes() + LIBRARIES : 0; /* the cpu's: the program itself stands beside the tensors */
     m->free = device_memory_free(dev);
     if (measure_pass(p, c, model, s, n, err)) return -1;
     if (c->forward_samples >= EVALUATION_SAMPLES && m->rows > c->ring_rows)
@@ -191,5 +193,6 @@ int train_memory_place(struct train_plan *p, const struct run_config *c, const s
     p->layers_at_once = fit;
     p->n_groups = (p->n_layers + fit - 1) / fit;
     m->needed = train_memory_needed(m, fit);
+    m->host += m->host ? m->saving : 0;
     return 0;
 }

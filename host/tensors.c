@@ -349,6 +349,16 @@ static void write_shape(char *out, size_t size, int rank, const int64_t *dims) {
     snprintf(out + used, size - used, ")");
 }
 
+void tensors_release(const struct tensors *st, const struct tensor *t) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)t->data, first = (at + page - 1) / page * page,
+                    end = (at + t->bytes) / page * page;
+    for (int i = 0; i < st->n_files && first < end; i++) {
+        const struct tensor_file *f = &st->files[i];
+        const uintptr_t start = (uintptr_t)f->bytes;
+        if (f->bytes && at >= start && at + t->bytes <= start + f->size) madvise((void *)first, end - first, MADV_DONTNEED);
+    }
+}
+
 const struct tensor *tensors_require(const struct tensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err) {
     const struct tensor *t = tensors_find(st, name);
     if (!t) {

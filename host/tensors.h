@@ -37,6 +37,8 @@ const struct tensor *tensors_find(const struct tensors *st, const char *name); /
 const char *tensors_metadata(const struct tensors *st, const char *key);       /* NULL when absent */
 int tensors_files(const struct tensors *st);                                   /* how many files are mapped */
 const char *tensors_file(const struct tensors *st, int i, size_t *bytes);      /* path and size of the i-th; bytes may be NULL */
+/* The tensor's pages may leave memory: for one that has been copied. Reading it again brings them back from the file. */
+void tensors_release(const struct tensors *st, const struct tensor *t);
 /* Finds and checks: dtype one that tensor_to_f32 knows, rank given by n_dims, dims of -1 match anything. Error names file, tensor,
  * expected, found. */
 const struct tensor *tensors_require(const struct tensors *st, const char *name, int n_dims, const int64_t *dims, struct error *err);

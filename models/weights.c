@@ -116,5 +116,7 @@ void weights_place(struct weights *w, act_t *dst, int rank, const int64_t *shape
         fault(w, &why);
         return;
     }
-    if (w->dev && !w->checking && !w->faults) upload(w, dst, t);
+    if (!w->dev || w->checking || w->faults) return;
+    upload(w, dst, t);
+    tensors_release(w->st, t);
 }
