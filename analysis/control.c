@@ -147,6 +147,7 @@ static int make_pools(struct controls *c, int i, struct error *err) {
     bool *edited = memory_take((size_t)M, sizeof *edited);
     struct candidate *all = memory_take((size_t)M, sizeof *all);
     int status = 0;
+    if (e->sae->barred) memcpy(edited, e->sae->barred, (size_t)M * sizeof *edited);
     for (int j = 0; j < c->list->n; j++)
         for (int k = 0; k < c->list->at[j].n_features && c->list->at[j].sae == e->sae; k++) edited[c->list->at[j].features[k]] = true;
     c->pools[i] = memory_take((size_t)e->n_features, sizeof *c->pools[i]);

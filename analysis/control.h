@@ -1,6 +1,6 @@
 /* control.h - matched controls of an edit list: the same edits of something else of the same kind. A head becomes a random head of the same
- * layers, a feature (or its decoder row) a random one of the same dictionary that fires about as often, a vector of a file a random
- * direction of the same length. (papers.md 4.3) */
+ * layers, a feature (or its decoder row) a random one of the same dictionary that fires about as often (none that is edited or barred), a
+ * vector of a file a random direction of the same length. (papers.md 4.3) */
 #ifndef ANALYSIS_CONTROL_H
 #define ANALYSIS_CONTROL_H
 #include "analysis/edit.h"

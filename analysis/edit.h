@@ -12,6 +12,7 @@ struct edit_sae { /* a dictionary that edits name, loaded once, uploaded when fi
     char *path;
     struct sae_host host; /* TopK has its k */
     struct sae device;    /* dev NULL: not yet */
+    bool *barred;         /* (M), owned: features that controls may not become; NULL: none */
 };
 struct edit { /* owned but for sae; which fields count depends on op */
     enum edit_op op;

@@ -417,6 +417,7 @@ void edit_list_free(struct edit_list *l) {
     for (int i = 0; i < l->n_saes && !l->borrows; i++) {
         if (l->saes[i]->device.dev) sae_free(&l->saes[i]->device);
         sae_host_free(&l->saes[i]->host);
+        free(l->saes[i]->barred);
         free(l->saes[i]->path);
         free(l->saes[i]);
     }

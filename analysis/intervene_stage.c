@@ -32,7 +32,8 @@ static int feature_edits(const struct run_config *c, const struct run_intervene 
 static int head_edits(const struct run_intervene *x, sqlite3 *db, json_t *list, struct error *err) {
     sqlite3_stmt *q = NULL;
     if (run_db_prepare(db, &q, err,
-                       "SELECT layer, json_group_array(head) FROM (SELECT layer, head FROM head_scores WHERE target = ?"
+                       "SELECT layer, json_group_array(head) FROM (SELECT layer, head FROM head_scores WHERE target = ? AND method NOT "
+                       "LIKE 'mean_abs%'"
                        " GROUP BY layer, head ORDER BY max(abs(score)) DESC, layer, head LIMIT ?) GROUP BY layer ORDER BY layer",
                        "ti", x->heads_of, x->top ? (long)x->top : -1L))
         return -1;
@@ -42,6 +43,25 @@ static int head_edits(const struct run_intervene *x, sqlite3 *db, json_t *list, 
     sqlite3_finalize(q);
     if (json_array_size(list)) return 0;
     return fail(err, "intervention \"%s\": the target \"%s\" has no head scores in run.db; run attribute first", x->name, x->heads_of);
+}
+
+/* Controls of a task's features are none of the task's: those that select took, adapted or not, are barred. */
+static int bar_task(const struct run_config *c, const struct run_intervene *x, sqlite3 *db, struct edit_list *l, struct error *err) {
+    sqlite3_stmt *q = NULL;
+    if (run_db_prepare(db, &q, err, "SELECT layer, feature FROM task_features WHERE task = ? AND selected", "t", x->features_of)) return -1;
+    while (sqlite3_step(q) == SQLITE_ROW) {
+        char *path = run_sae_path(c, c->diff_regime, sqlite3_column_int(q, 0));
+        const int feature = sqlite3_column_int(q, 1);
+        for (int i = 0; i < l->n_saes; i++) {
+            struct edit_sae *s = l->saes[i];
+            if (strcmp(s->path, path)) continue;
+            if (!s->barred) s->barred = memory_take((size_t)s->host.M, sizeof *s->barred);
+            if (feature >= 0 && feature < s->host.M) s->barred[feature] = true;
+        }
+        free(path);
+    }
+    sqlite3_finalize(q);
+    return 0;
 }
 
 /* The list, and what run.db keeps of it as text (malloced). */
@@ -54,6 +74,7 @@ static int open_edits(const struct run_config *c, const struct run_intervene *x,
     int status = x->features_of ? feature_edits(c, x, db, list, err) : head_edits(x, db, list, err);
     if (status == 0) *text = json_dumps(list, JSON_COMPACT);
     if (status == 0) status = edit_list_read(l, m, list, x->name, NULL, err);
+    if (status == 0 && x->features_of) status = bar_task(c, x, db, l, err);
     json_decref(list);
     return status;
 }

@@ -88,6 +88,18 @@ static void features_are_matched_by_firing(void **state) {
     }
     printf("  feature %d fires %ld times; controls within a factor %.3f (allowed %.3f)\n", often, fired[often], exp(worst), exp(limit));
     assert_true(worst <= limit && different > DRAWS / 2);
+    controls_draw(c, 0, &draw);
+    const int barred = draw.at[0].features[0];
+    edit_list_free(&draw);
+    controls_close(other);
+    l.saes[0]->barred = calloc((size_t)sae.M, sizeof(bool));
+    l.saes[0]->barred[barred] = true;
+    MUST(controls_open(&other, &m, &l, &s, 0, N, CONTROL_MATCHED, DRAWS, 3, 5, err));
+    for (int i = 0; i < DRAWS; i++) {
+        controls_draw(other, i, &draw);
+        assert_true(draw.at[0].features[0] != barred && draw.at[1].features[0] != barred && draw.at[1].features[1] != barred);
+        edit_list_free(&draw);
+    }
     controls_close(c);
     controls_close(other);
     edit_list_free(&l);
