@@ -275,6 +275,16 @@ static void the_stage_equals_a_plain_computation(void **state) {
                 "SELECT count(*) FROM examples JOIN samples USING(sample) WHERE length(token_values) <> 4 * length(kinds) AND ?1 = ?2", 1,
                 1),
         0);
+    for (int l = 0; l < LAYERS; l++) /* strongest first, by the counted tokens alone */
+        for (int f = 0; f < FEATURES; f++) {
+            int best = 0;
+            for (int i = 1; i < TARGET; i++) best = target.strongest[l][f][i] > target.strongest[l][f][best] ? i : best;
+            assert_int_equal(
+                integer(s.db, "SELECT count(*) FROM examples WHERE rank = 0 AND layer = ?1 AND feature = ?2", layers[l], f),
+                integer(s.db,
+                        "SELECT count(*) FROM examples WHERE rank = 0 AND layer = ?1 AND feature = ?2 % 1000 AND sample = -1 - ?2 / 1000",
+                        layers[l], f + 1000 * best));
+        }
     struct task_feature *at;
     int n;
     if (task_features(&at, &n, s.db, "a", &err)) die(&err);
