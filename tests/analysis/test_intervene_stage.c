@@ -58,7 +58,8 @@ static void rows_of_the_stage(void **state) {
             " FROM (VALUES (5, 17, 'spatial', 9.0, 1, 1, 1, 5), (2, 40, 'spatial', 1e9, 1, 1,"
             " NULL, 5), (2, 41, 'spatial', 7.0, 1, 1, 1, 5), (2, 42, 'spatial', 8e8, 1, 0, 1, 5), (2, 43, 'spatial', 8e8, 0, 1, 1, 5),"
             " (2, 44, 'spatial', 8e8, 1, 1, 0, 5), (2, 45, 'other', 8e8, 1, 1, 1, 5));"
-            "CREATE TEMP VIEW head_scores AS SELECT column1 AS target, column2 AS layer, column3 AS head, column4 AS score FROM (VALUES"
+            "CREATE TEMP VIEW head_scores AS SELECT column1 AS target, column2 AS layer, column3 AS head, column4 AS score, 'corrupt' AS "
+            "method FROM (VALUES"
             " ('spatial', 4, 1, -0.9), ('spatial', 4, 7, 0.8), ('spatial', 3, 0, 0.5), ('spatial', 3, 1, -0.1), ('other', 1, 1, 5));"))
         fail_msg("%s", err.text);
     if (run_stage(&s.c, s.dev, s.db, RUN_INTERVENE, &err)) fail_msg("%s", err.text);
