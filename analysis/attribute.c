@@ -6,7 +6,7 @@
 #include "host/progress.h"
 #include "kernels/activation.h"
 #include "kernels/attribution.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

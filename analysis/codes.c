@@ -1,7 +1,7 @@
 /* codes.c - see codes.h. */
 #include "analysis/codes.h"
 #include "kernels/activation.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <string.h>
 
 enum { JUMPRELU_SLOTS = 128 };

@@ -4,7 +4,7 @@
 #include "host/file.h"
 #include "models/ahead.h"
 #include "host/progress.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/sae_ops.h"
 #include <math.h>
 #include <stdlib.h>

@@ -3,7 +3,7 @@
 #include "analysis/edit.h"
 #include "analysis/codes.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/edit.h"
 #include <stdlib.h>
 #include <string.h>

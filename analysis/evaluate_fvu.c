@@ -12,7 +12,7 @@
 #include "host/file.h"
 #include "models/ahead.h"
 #include "host/tensors.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

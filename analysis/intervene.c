@@ -68,7 +68,9 @@ int intervene(struct intervention *x, struct model *m, const struct edit_list *l
     x->baseline = x->intervened = (struct evaluation){.task = x->task, .max_new_tokens = x->max_new_tokens};
     x->baseline.progress = x->progress;
     int status = edits_open(&edits, m, l, err);
-    if (status == 0 && x->controls) status = controls_open(&controls, m, l, s, first, count, x->kind, x->controls, x->seed, x->batch, err);
+    if (status == 0 && x->controls)
+        status = controls_open(&controls, m, l, x->reference ? x->reference : s, x->reference ? x->reference_first : first,
+                               x->reference ? x->reference_count : count, x->kind, x->controls, x->seed, x->batch, err);
     if (status == 0 && x->controls) status = open_draws(draws, x, controls, m, err);
     for (int i = 0; i < n && status == 0; i++) {
         struct edits *own = i == 0 ? NULL : i == 1 ? edits : draws[i - 2].edits;

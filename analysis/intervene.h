@@ -14,11 +14,13 @@ struct effect {                                     /* on one set of samples */
     int beyond;                                     /* draws whose delta is at least as far in the effect's direction */
 };
 struct intervention {
-    enum evaluation_task task; /* set by the caller, down to progress */
+    enum evaluation_task task; /* set by the caller, down to reference_count */
     int max_new_tokens, batch, controls;
     enum control_kind kind;
     uint64_t seed;
     const char *progress;
+    const struct samples *reference; /* where features' firing is counted for matched controls; NULL: the samples that are asked */
+    size_t reference_first, reference_count;
     struct evaluation baseline, intervened; /* owned */
     struct effect effect;
 };

@@ -79,6 +79,11 @@ static int open_edits(const struct run_config *c, const struct run_intervene *x,
     return status;
 }
 
+struct reference { /* the run's validation samples */
+    struct samples samples;
+    size_t first, count;
+};
+
 struct result { /* one intervention on one data set */
     const struct run_intervene *x;
     const struct run_evaluate *set;
@@ -129,7 +134,7 @@ static bool wants(const struct run_intervene *x, const char *set) {
 
 /* All data sets of one intervention. */
 static int run_one(const struct run_config *c, const struct run_intervene *x, sqlite3 *db, struct model *m, const struct samples *sets,
-                   struct result *results, int *n, struct error *err) {
+                   const struct reference *reference, struct result *results, int *n, struct error *err) {
     struct edit_list l = {0};
     char *text = NULL;
     int status = open_edits(c, x, db, m, &l, &text, err);
@@ -146,7 +151,10 @@ static int run_one(const struct run_config *c, const struct run_intervene *x, sq
                                      .controls = x->controls,
                                      .kind = x->directions ? CONTROL_DIRECTIONS : CONTROL_MATCHED,
                                      .seed = c->seed,
-                                     .progress = x->name};
+                                     .progress = x->name,
+                                     .reference = &reference->samples,
+                                     .reference_first = reference->first,
+                                     .reference_count = reference->count};
         status = intervene(&r->i, m, &l, &sets[i], 0, sets[i].count, err);
         if (status == 0)
             log_note("%s on %s: %.1f %% -> %.1f %% (controls %+.1f)", x->name, set->name, 100 * r->i.effect.pair.baseline,
@@ -165,12 +173,15 @@ int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db,
     struct model m = {0};
     struct samples *sets = memory_take((size_t)c->n_evaluate + 1, sizeof *sets);
     struct result *results = memory_take((size_t)c->n_intervene * (size_t)c->n_evaluate + 1, sizeof *results);
+    struct reference reference = {0};
     int opened = 0, n = 0, status = 0;
     if (!c->n_intervene) status = fail(err, "the configuration has no \"intervene\"; give it a list of interventions (docs/config.md)");
     for (; opened < c->n_evaluate && status == 0; opened += status == 0)
         status = dataset_open(&c->evaluate[opened].set, &sets[opened], err);
+    if (status == 0) status = run_samples(c, true, &reference.samples, &reference.first, &reference.count, err);
     if (status == 0) status = model_open(&m, dev, c->model, NULL, err);
-    for (int i = 0; i < c->n_intervene && status == 0; i++) status = run_one(c, &c->intervene[i], db, &m, sets, results, &n, err);
+    for (int i = 0; i < c->n_intervene && status == 0; i++)
+        status = run_one(c, &c->intervene[i], db, &m, sets, &reference, results, &n, err);
     if (status == 0) status = run_db_exec(db, err, "BEGIN IMMEDIATE");
     const bool begun = status == 0;
     if (status == 0) status = run_db_exec(db, err, forget);
@@ -182,6 +193,7 @@ int stage_intervene(const struct run_config *c, struct device *dev, sqlite3 *db,
         free(results[i].text);
     }
     for (int i = 0; i < opened; i++) samples_free(&sets[i]);
+    if (reference.samples.at) samples_free(&reference.samples);
     free(sets), free(results);
     if (m.dir) model_close(&m);
     return status;

@@ -1,7 +1,7 @@
 /* ring.c - a block of activation rows a layer (ring.h). */
 #include "analysis/ring.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "models/model.h"
 #include <stdlib.h>
 #include <string.h>

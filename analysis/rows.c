@@ -2,7 +2,7 @@
 #include "analysis/rows.h"
 #include "host/file.h"
 #include "host/tensors.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* summary.c - the run in a few numbers and sentences. Spread is over layers: mean, standard deviation (n - 1), range. */
 #include "analysis/summary.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
