@@ -8,7 +8,7 @@
 #include "analysis/attribute_pass.h"
 #include "bench/bench.h"
 #include "kernels/attribution.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "models/state.h"
 
 static struct llama llama;

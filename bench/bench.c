@@ -12,7 +12,7 @@
 #include "host/options.h"
 #include "host/progress.h"
 #include "host/threads.h"
-#include "kernels/check.h"
+#include "host/check.h"
 
 enum { WARM_UP = 2, MOST_RUNS = 10000 };
 

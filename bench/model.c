@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "bench/bench.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "models/llama.h"
 
 void bench_llama(struct bench *b, struct llama *m, struct llama_rows *rows) {

@@ -8,7 +8,7 @@
 #include "kernels/activation.h"
 #include "kernels/argmax.h"
 #include "kernels/attention.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/norm.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "bench/bench.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/sae_ops.h"
 #include "kernels/ref_begin.h"
 #include "kernels/sae_ops.h"

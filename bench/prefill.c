@@ -7,7 +7,7 @@
 
 #include "analysis/edit.h"
 #include "bench/bench.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "models/llama.h"
 
 static struct llama llama; /* of the op being timed */

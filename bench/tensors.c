@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "bench/bench.h"
-#include "kernels/check.h"
+#include "host/check.h"
 
 const double bench_act_tolerance = sizeof(act_t) == 2 ? 1e-2 : 1e-4;
 

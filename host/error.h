@@ -1,6 +1,6 @@
 /* error.h - the world's faults (file, value, memory, peer): one sentence that says what, where, found, remedy.
  * Functions that can meet them return 0 or -1 and fill *err; commands print it and exit with status 2.
- * Our own bugs abort through CHECK (kernels/check.h). */
+ * Our own bugs abort through CHECK (host/check.h). */
 #ifndef HOST_ERROR_H
 #define HOST_ERROR_H
 struct error {

@@ -1,7 +1,7 @@
 /* options.c - the parser, the range errors and --help, all from one table per command. */
 #include "host/options.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
  * rounded to float -> (x - mean) / std in float -> channels first. Between the steps the picture is 8-bit RGB. */
 #include "host/file.h"
 #include "host/image.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* safetensors_write.c - declares tensors, then writes header and data in one go to a file that appears whole or not at all. */
 #include "host/file.h"
 #include "host/tensors.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* tensor.c - elements of a mapped tensor as floats or integers. The data may lie at any address, so every element is copied out. */
 #include "host/tensors.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <inttypes.h>
 #include <string.h>
 

@@ -6,7 +6,7 @@
  * offsets of 4 GiB and more go to zip64 fields. */
 #include "host/torch_write.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>

@@ -6,7 +6,7 @@
  * Tasks never share a result: the number of threads changes no bit. */
 #include "kernels/attention.h"
 
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/attention_cpu.h"
 
 struct shape {

@@ -7,7 +7,7 @@
 #include "kernels/attention.h"
 
 #include "kernels/attention_cpu.h"
-#include "kernels/check.h"
+#include "host/check.h"
 
 struct shape {
     int H, G, D, group; /* group = H / G */

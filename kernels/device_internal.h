@@ -1,7 +1,7 @@
 /* device_internal.h - what struct device holds; for device.c/.cu and the ops only, never for host code. */
 #ifndef KERNELS_DEVICE_INTERNAL_H
 #define KERNELS_DEVICE_INTERNAL_H
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/device.h"
 
 #ifdef __cplusplus

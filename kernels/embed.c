@@ -1,7 +1,7 @@
 /* embed.c - see embed.h. */
 #include "kernels/embed.h"
 
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/cpu.h"
 
 void OP(embed_forward)(struct device *dev, act_t *x, const int *source, const act_t *table, const act_t *image_rows, int N, int C) {

@@ -2,7 +2,7 @@
  * per OpenMP task, so the result does not depend on the number of threads. */
 #include "kernels/gemm.h"
 
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/cpu.h"
 
 /* An operand by its strides: element (i, k), k the index that is summed over, at i * row + k * depth; one of them is 1. */

@@ -1,7 +1,7 @@
 /* rope.c - see rope.h. Rotary embedding: Su et al. 2021, in the half-split layout of Hugging Face's rotate_half. */
 #include "kernels/rope.h"
 
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/cpu.h"
 
 static void rotate(act_t *restrict y, const act_t *restrict x, const real_t *restrict c, const real_t *restrict s, int heads, int half) {

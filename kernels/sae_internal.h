@@ -1,7 +1,7 @@
 /* sae_internal.h - for the CPU's sae_*.c only: gathered sums of rows, and the products behind sae_encode. */
 #ifndef KERNELS_SAE_INTERNAL_H
 #define KERNELS_SAE_INTERNAL_H
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/cpu.h"
 
 /* bf16 and back; to nearest even, NaN stays NaN */

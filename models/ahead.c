@@ -1,6 +1,6 @@
 /* ahead.c - see ahead.h. */
 #include "models/ahead.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <omp.h>
 #include <signal.h>
 #include <string.h>

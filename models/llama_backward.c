@@ -4,7 +4,7 @@
 #include "host/file.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "kernels/embed.h"
 #include "kernels/gemm.h"
 #include "kernels/norm.h"

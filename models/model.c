@@ -1,7 +1,7 @@
 /* model.c - opening a checkpoint folder, and one forward pass over a packed batch (model.h). */
 #include "models/model.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include "models/checkpoint.h"
 #include "models/state.h"
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #include "models/weights.h"
 #include "host/error.h"
 #include "kernels/activation.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>

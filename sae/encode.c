@@ -6,7 +6,7 @@
  *   skip      W x = the pre-activations of a dictionary of encoder W, all of them active */
 #include "sae/sae.h"
 #include "host/file.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <float.h>
 #include <stdlib.h>
 #include <string.h>

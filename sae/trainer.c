@@ -7,7 +7,7 @@
 #include "sae/trainer.h"
 #include "host/file.h"
 #include "host/tensors.h"
-#include "kernels/check.h"
+#include "host/check.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -8,7 +8,8 @@ say() { echo "$1"; bad=1; }
 # Includes go one way: analysis -> sae, models -> kernels -> host. sae never sees a model, host sees nothing but itself.
 forbid() { # folder, pattern of forbidden include folders
     local hits
-    hits=$(grep -nE "^#include \"($2)/" "$1"/*.[ch] "$1"/*.cu 2>/dev/null) && while read -r h; do say "$h: $1/ may not include this"; done <<<"$hits"
+    hits=$(grep -nE "^#include \"($2)/" "$1"/*.[ch] "$1"/*.cu 2>/dev/null)
+    [ -z "$hits" ] || while read -r h; do say "$h: $1/ may not include this"; done <<<"$hits"
 }
 forbid host 'kernels|models|sae|analysis'
 forbid kernels 'models|sae|analysis'

@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-#include "kernels/check.h"
+#include "host/check.h"
 
 enum { GUARD = 256 }; /* bytes before and after every tensor; 256 keeps the alignment of device_alloc */
 static const uint8_t GUARD_BYTE = 0xA5;

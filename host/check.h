@@ -1,7 +1,7 @@
 /* check.h - our own bugs: print file:line, expression and values, abort. Always on. Never for the world's faults
  * (files, config, memory): those return a status with a sentence, see host/error.h. */
-#ifndef KERNELS_CHECK_H
-#define KERNELS_CHECK_H
+#ifndef HOST_CHECK_H
+#define HOST_CHECK_H
 #include <stdio.h>
 #include <stdlib.h>
 #define CHECK(cond, ...)                                                                                                                   \
