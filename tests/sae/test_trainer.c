@@ -5,13 +5,13 @@
 
 #include "kernels/activation.h"
 
-#define GOLDEN "tests/sae/golden/train.safetensors"
+#define TRAINING GOLDEN "train.safetensors"
 enum { D = 24, M = 96, K = 5, BATCH = 32, ROWS = 540, STEPS = 20 };
 
 static void start_of(struct sae_host *s) {
     *s = (struct sae_host){.activation = SAE_TOPK, .d = D, .M = M, .K = K, .layer = -1};
-    s->E = golden(GOLDEN, "E", NULL), s->D = golden(GOLDEN, "D", NULL), s->b_e = golden(GOLDEN, "b_e", NULL),
-    s->b_d = golden(GOLDEN, "b_d", NULL);
+    s->E = golden(TRAINING, "E", NULL), s->D = golden(TRAINING, "D", NULL), s->b_e = golden(TRAINING, "b_e", NULL),
+    s->b_d = golden(TRAINING, "b_d", NULL);
 }
 
 static void put_batch(struct device *dev, void *x, const float *rows, long step) {
@@ -68,7 +68,7 @@ static void against_torch(const char *name, bool unit, bool parallel) {
     struct sae_trainer *t = open_trainer(dev, &settings, NULL);
     struct sae_host trained;
     struct error err = {{0}};
-    float losses[STEPS], *rows = golden(GOLDEN, "x", NULL);
+    float losses[STEPS], *rows = golden(TRAINING, "x", NULL);
     train(t, dev, rows, STEPS, losses);
     assert_int_equal(sae_trainer_download(t, &trained, &err), 0);
     const struct {
@@ -80,7 +80,7 @@ static void against_torch(const char *name, bool unit, bool parallel) {
         size_t n;
         snprintf(f64, sizeof f64, "%s.%s.f64", name, checks[i].what);
         snprintf(f32, sizeof f32, "%s.%s.f32", name, checks[i].what);
-        float *a = golden(GOLDEN, f64, &n), *b = golden(GOLDEN, f32, NULL);
+        float *a = golden(TRAINING, f64, &n), *b = golden(TRAINING, f32, NULL);
         check_floor(f64, checks[i].ours, a, b, n);
         free(a), free(b);
     }
@@ -103,7 +103,7 @@ static void test_threads(void **state) {
         struct device *one = test_device(1);
         struct train_settings settings = settings_of(true, false);
         settings.bf16_products = bf16_products != 0;
-        float *rows = golden(GOLDEN, "x", NULL), a[STEPS], b[STEPS];
+        float *rows = golden(TRAINING, "x", NULL), a[STEPS], b[STEPS];
         struct sae_trainer *first = open_trainer(one, &settings, NULL);
         train(first, one, rows, STEPS, a);
         struct device *two = test_device(2);
@@ -125,7 +125,7 @@ static void test_resume(void **state) {
         struct train_settings settings = settings_of(true, false);
         settings.bf16_products = bf16_products != 0;
         char *folder = folder_make(), *whole_path = path_join(folder, "whole.safetensors"), *path = path_join(folder, "state.safetensors");
-        float *rows = golden(GOLDEN, "x", NULL), a[STEPS], b[STEPS];
+        float *rows = golden(TRAINING, "x", NULL), a[STEPS], b[STEPS];
         struct error err = {{0}};
         struct sae_trainer *whole = open_trainer(dev, &settings, NULL);
         train(whole, dev, rows, STEPS, a);
@@ -167,7 +167,7 @@ static void test_hostile_state(void **state) {
     struct sae_trainer *t = open_trainer(dev, &settings, NULL);
     struct error err = {{0}};
     assert_int_equal(sae_trainer_load(t, "/nowhere/state.safetensors", &err), -1);
-    assert_int_equal(sae_trainer_load(t, GOLDEN, &err), -1);
+    assert_int_equal(sae_trainer_load(t, TRAINING, &err), -1);
     assert_non_null(strstr(err.text, "train.safetensors"));
     sae_trainer_close(t);
     device_close(dev);
@@ -180,7 +180,7 @@ static void test_shared_workspace(void **state) {
     struct sae_workspace *shared;
     struct error err = {{0}};
     struct train_settings settings = settings_of(true, false), other = settings_of(false, true);
-    float *rows = golden(GOLDEN, "x", NULL);
+    float *rows = golden(TRAINING, "x", NULL);
     assert_int_equal(sae_workspace_open(&shared, dev, D, M + 7, K + 2, 2 * BATCH, &err), 0);
     struct sae_trainer *alone = open_trainer(dev, &settings, NULL), *a = open_trainer(dev, &settings, shared),
                        *b = open_trainer(dev, &other, shared);
@@ -204,7 +204,7 @@ static void test_dead_features(void **state) {
     struct sae_host start;
     struct sae_trainer *t;
     struct error err = {{0}};
-    float *rows = golden(GOLDEN, "x", NULL);
+    float *rows = golden(TRAINING, "x", NULL);
     start_of(&start);
     for (int f = 0; f < 30; f++) start.b_e[f * 3] = -1000;
     assert_int_equal(sae_trainer_open(&t, dev, &start, &settings, NULL, &err), 0);
