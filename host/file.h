@@ -11,8 +11,9 @@
 void *memory_take(size_t count, size_t bytes); /* zeroed */
 void *memory_grow(void *old, size_t count, size_t bytes);
 char *memory_string(const char *text);
-/* From now on freed memory stays with the process. By default glibc gives arrays above 32 MB back to the system at once and takes new
- * pages, cleared by the kernel, for the next one: most of the time of loading a real dictionary (1 GB of arrays, bench/LOG.md). */
+/* For the executors with a device: from now on freed memory stays with the process. By default glibc gives arrays above 32 MB back to the
+ * system at once and takes new pages, cleared by the kernel, for the next one: most of the time of loading a real dictionary (1 GB
+ * of arrays, bench/LOG.md). */
 void memory_keep(void);
 
 /* Reads a file of at most max_bytes; *data is malloced (caller frees), NUL appended after *size bytes. */

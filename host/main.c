@@ -113,7 +113,9 @@ static void install_handlers(void) {
 
 int main(int argc, char **argv) {
     threads_wait_asleep(argv);
+#ifdef STAGEDIFF_BF16 /* tensors lie on a device; the host's large arrays are dictionaries on their way there and back */
     memory_keep();
+#endif
     install_handlers();
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_commands();
