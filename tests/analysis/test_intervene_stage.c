@@ -17,7 +17,7 @@
 #define SETS                                                                                                                               \
     "\"evaluate\": [{\"name\": \"statements\", \"data\": \"" WORLD "/data/vsr_test.jsonl\", \"samples\": 24},"                             \
     " {\"name\": \"questions\", \"data\": \"" WORLD "/data/vqa_test.jsonl\", \"samples\": 10, \"max_new_tokens\": 3}]"
-#define CONFIG(rest) "{\"out\": \"run\", \"model\": \"" WORLD "/vlm\", \"data\": {\"train\": \"d.jsonl\"}, " rest "}"
+#define CONFIG(rest) "{\"out\": \"run\", \"model\": \"" WORLD "/vlm\", \"data\": {\"train\": \"" WORLD "/data/vqa_test.jsonl\"}, " rest "}"
 
 static void put(const char *name, const char *text) {
     char path[256];
