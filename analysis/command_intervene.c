@@ -123,20 +123,8 @@ static int from_options(const struct command *self, struct error *err) {
     return status;
 }
 
-static int from_config(const struct command *self, struct error *err) {
-    struct run_session s;
-    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
-    if (status == 0) status = run_stage(&s.c, s.dev, s.db, RUN_INTERVENE, err);
-    run_session_close(&s);
-    return status;
-}
-
 static int run(const struct command *self, struct error *err) {
-    const struct option *config = option(self, "CONFIG");
-    for (const struct option *o = self->options; config->given && o->name; o++)
-        if (o != config && o->given)
-            return fail(err, "intervene: %s goes with --model and --data; with a CONFIG.json the settings stand in that file", o->name);
-    return config->given ? from_config(self, err) : from_options(self, err);
+    return run_stage_or_options(self, RUN_INTERVENE, "--data", from_options, err);
 }
 
 static struct option options[] = {

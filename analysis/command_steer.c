@@ -161,21 +161,7 @@ static int from_options(const struct command *self, struct error *err) {
     return status;
 }
 
-static int from_config(const struct command *self, struct error *err) {
-    struct run_session s;
-    int status = run_session_open(&s, option(self, "CONFIG")->text, self->threads, err);
-    if (status == 0) status = run_stage(&s.c, s.dev, s.db, RUN_STEER, err);
-    run_session_close(&s);
-    return status;
-}
-
-static int run(const struct command *self, struct error *err) {
-    const struct option *config = option(self, "CONFIG");
-    for (const struct option *o = self->options; config->given && o->name; o++)
-        if (o != config && o->given)
-            return fail(err, "steer: %s goes with --model and --dev; with a CONFIG.json the settings stand in that file", o->name);
-    return config->given ? from_config(self, err) : from_options(self, err);
-}
+static int run(const struct command *self, struct error *err) { return run_stage_or_options(self, RUN_STEER, "--dev", from_options, err); }
 
 static struct option options[] = {
     {.name = "CONFIG", .type = OPTION_TEXT, .help = "the run's CONFIG.json (docs/config.md): its sweeps, rows in run.db"},

@@ -171,4 +171,9 @@ struct run_session {
 };
 int run_session_open(struct run_session *s, const char *path, int threads, struct error *err);
 void run_session_close(struct run_session *s);
+/* A command that is a stage with CONFIG.json and a single step with options: the one (then no option stands beside it) or the other.
+ * beside: the option that goes with --model, for the sentence. */
+struct command;
+int run_stage_or_options(const struct command *self, enum run_stage_index stage, const char *beside,
+                         int (*from_options)(const struct command *self, struct error *err), struct error *err);
 #endif

@@ -1,5 +1,6 @@
 /* run_stages.c - the stages in order, and when a finished one may be skipped. */
 #include "analysis/run.h"
+#include "host/options.h"
 #include "host/file.h"
 #include "host/progress.h"
 #include <dirent.h>
@@ -196,4 +197,19 @@ void run_session_close(struct run_session *s) {
     sqlite3_close(s->db);
     device_close(s->dev);
     run_config_free(&s->c);
+}
+
+int run_stage_or_options(const struct command *self, enum run_stage_index stage, const char *beside,
+                         int (*from_options)(const struct command *self, struct error *err), struct error *err) {
+    const struct option *config = option(self, "CONFIG");
+    struct run_session s;
+    if (!config->given) return from_options(self, err);
+    for (const struct option *o = self->options; o->name; o++)
+        if (o != config && o->given)
+            return fail(err, "%s: %s goes with --model and %s; with a CONFIG.json the settings stand in that file", self->name, o->name,
+                        beside);
+    int status = run_session_open(&s, config->text, self->threads, err);
+    if (status == 0) status = run_stage(&s.c, s.dev, s.db, stage, err);
+    run_session_close(&s);
+    return status;
 }
