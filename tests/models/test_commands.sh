@@ -3,25 +3,7 @@
 # `N passed, N failed`. Program: $STAGEDIFF, else build/cpu/stagediff.
 cd "$(dirname "$0")/../.." || exit 1
 program=${STAGEDIFF:-build/cpu/stagediff} tiny=tests/models/golden world=tools/tinyworld/world
-dir=$(mktemp -d) passed=0 failed=0
-trap 'rm -rf "$dir"' EXIT
-
-# expect STATUS "what must be said" "title" COMMAND...: status, and every part (split at |) on stdout or stderr
-expect() {
-    local want=$1 says=$2 title=$3 part
-    shift 3
-    "$@" >"$dir/out" 2>"$dir/err"
-    local got=$? ok=1
-    [ "$got" = "$want" ] || ok=0
-    IFS='|' read -ra parts <<<"$says"
-    for part in "${parts[@]}"; do grep -qF -- "$part" "$dir/out" "$dir/err" || ok=0; done
-    [ "$want" = 2 ] && [ "$(wc -l <"$dir/err")" != 1 ] && ok=0 # one sentence
-    if [ $ok = 1 ]; then passed=$((passed + 1)); else
-        failed=$((failed + 1))
-        echo "FAILED $title: status $got (expected $want), expected to read \"$says\""
-        head -5 "$dir/out" "$dir/err"
-    fi
-}
+. tests/expect.sh
 
 expect 0 'language model, llama layout|head_dim               24' 'info of an LLM' $program info $tiny/tiny_llama
 expect 0 '"kind":"llava","format":"llava-hf"|"n_kv_heads":1|"image_rows":9|"dtypes":{"BF16":87336}|"problems":[]' 'info as JSON' $program info $tiny/tiny_llava --json

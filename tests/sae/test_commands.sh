@@ -4,25 +4,8 @@
 # Program: $STAGEDIFF, else build/cpu/stagediff.
 cd "$(dirname "$0")/../.." || exit 1
 program=${STAGEDIFF:-build/cpu/stagediff} golden=tests/sae/golden
-dir=$(mktemp -d) passed=0 failed=0
-trap 'rm -rf "$dir"' EXIT
+. tests/expect.sh
 
-# expect STATUS "what must be said" "title" COMMAND...: status, and every part (split at |) on stdout or stderr
-expect() {
-    local want=$1 says=$2 title=$3 part
-    shift 3
-    "$@" >"$dir/out" 2>"$dir/err"
-    local got=$? ok=1
-    [ "$got" = "$want" ] || ok=0
-    IFS='|' read -ra parts <<<"$says"
-    for part in "${parts[@]}"; do grep -qF -- "$part" "$dir/out" "$dir/err" || ok=0; done
-    [ "$want" = 2 ] && [ "$(wc -l <"$dir/err")" != 1 ] && ok=0 # one sentence
-    if [ $ok = 1 ]; then passed=$((passed + 1)); else
-        failed=$((failed + 1))
-        echo "FAILED $title: status $got (expected $want), expected to read \"$says\""
-        head -5 "$dir/out" "$dir/err"
-    fi
-}
 # there FILE... / absent FILE...: on disk, or not
 there() { for f in "$@"; do [ -s "$f" ] && passed=$((passed + 1)) || { failed=$((failed + 1)) && echo "FAILED: no $f"; }; done; }
 absent() { for f in "$@"; do [ ! -e "$f" ] && passed=$((passed + 1)) || { failed=$((failed + 1)) && echo "FAILED: there is a $f"; }; done; }
