@@ -21,8 +21,7 @@ struct tensors {
     int n_files;
     struct tensor *tensors;
     int count;
-    int *slots; /* open addressing, -1: empty */
-    size_t n_slots;
+    const struct tensor **by_name; /* sorted */
 };
 
 /* ---- one file ---- */
@@ -131,29 +130,18 @@ static int file_parse(struct tensor_file *f, struct error *err) {
     return safetensors_read(f, err);
 }
 
-/* ---- the table of names ---- */
-static size_t hash_name(const char *name) {
-    uint64_t h = 1469598103934665603u;
-    for (; *name; name++) h = (h ^ (unsigned char)*name) * 1099511628211u;
-    return (size_t)(h ^ h >> 29);
-}
-
-static size_t slot_of(const struct tensors *st, const char *name) {
-    size_t i = hash_name(name) & (st->n_slots - 1);
-    while (st->slots[i] >= 0 && strcmp(st->tensors[st->slots[i]].name, name) != 0) i = (i + 1) & (st->n_slots - 1);
-    return i;
+/* ---- names: sorted, not hashed; a file cannot choose names that make this slow ---- */
+static int by_name(const void *a, const void *b) {
+    return strcmp((*(const struct tensor *const *)a)->name, (*(const struct tensor *const *)b)->name);
 }
 
 static int index_names(struct tensors *st, struct error *err) {
-    st->n_slots = 16;
-    while (st->n_slots < 2 * (size_t)st->count) st->n_slots *= 2;
-    st->slots = memory_take(st->n_slots, sizeof *st->slots);
-    for (size_t i = 0; i < st->n_slots; i++) st->slots[i] = -1;
-    for (int i = 0; i < st->count; i++) {
-        int *slot = &st->slots[slot_of(st, st->tensors[i].name)];
-        if (*slot >= 0) return fail(err, "%s: two tensors are named %s", st->tensors[i].file, st->tensors[i].name);
-        *slot = i;
-    }
+    st->by_name = memory_take((size_t)st->count, sizeof *st->by_name);
+    for (int i = 0; i < st->count; i++) st->by_name[i] = &st->tensors[i];
+    if (st->count) qsort(st->by_name, (size_t)st->count, sizeof *st->by_name, by_name);
+    for (int i = 1; i < st->count; i++)
+        if (!by_name(&st->by_name[i - 1], &st->by_name[i]))
+            return fail(err, "%s: two tensors are named %s", st->by_name[i]->file, st->by_name[i]->name);
     return 0;
 }
 
@@ -213,7 +201,7 @@ static int add_shards(struct tensors *st, const char *index_path, const json_t *
     }
     if (index_names(st, err)) goto cleanup;
     json_object_foreach((json_t *)(uintptr_t)map, tensor, file) {
-        if (st->slots[slot_of(st, tensor)] < 0) {
+        if (!tensors_find(st, tensor)) {
             fail(err, "%s: tensor %s is not in the file %s that the index names", index_path, tensor, json_string_value(file));
             goto cleanup;
         }
@@ -301,7 +289,7 @@ int tensors_open(struct tensors **out, const char *path, struct error *err) {
         rc = open_index(st, path, err);
     else
         rc = add_file(st, path, NULL, "", err);
-    if (rc || (!st->slots && index_names(st, err))) {
+    if (rc || (!st->by_name && index_names(st, err))) {
         tensors_close(st);
         return -1;
     }
@@ -314,7 +302,7 @@ void tensors_close(struct tensors *st) {
     for (int i = 0; i < st->n_files; i++) file_close(&st->files[i]);
     free(st->files);
     free(st->tensors);
-    free(st->slots);
+    free(st->by_name);
     free(st);
 }
 
@@ -329,8 +317,9 @@ const char *tensors_file(const struct tensors *st, int i, size_t *bytes) {
 }
 
 const struct tensor *tensors_find(const struct tensors *st, const char *name) {
-    int i = st->slots[slot_of(st, name)];
-    return i < 0 ? NULL : &st->tensors[i];
+    const struct tensor key = {.name = name}, *wanted = &key;
+    const struct tensor **found = st->count ? bsearch(&wanted, st->by_name, (size_t)st->count, sizeof *found, by_name) : NULL;
+    return found ? *found : NULL;
 }
 
 const char *tensors_metadata(const struct tensors *st, const char *key) {

@@ -1,34 +1,14 @@
 /* test_bin.c - the tiny checkpoints once more as pytorch_model.bin, whole and sharded, every matrix stored transposed with the strides
  * that say so: the same logits, bit for bit. */
 #include "host/file.h"
+#include "host/zip_write.h"
 #include "model_test.h"
 
 #define FOLDER "build/test-bin"
 
-/* ---- a writer of torch's zip ---- */
-struct zip_out {
-    FILE *file, *directory;
-    char *records;
-    size_t record_bytes;
-    int n;
-};
-
+/* ---- a writer of torch's pickle ---- */
 static void put(FILE *f, uint64_t value, int bytes) {
     for (int i = 0; i < bytes; i++) fputc((int)(value >> (8 * i) & 255), f);
-}
-
-static void add_entry(struct zip_out *z, const char *name, const void *data, size_t n) {
-    const uint64_t at = (uint64_t)ftell(z->file);
-    for (int local = 0; local < 2; local++) {
-        FILE *f = local ? z->file : z->directory;
-        fputs(local ? "PK\3\4" : "PK\1\2", f);
-        put(f, 20, local ? 2 : 4), put(f, 0, 6), put(f, 0, 6); /* versions, flags, method, time; checksum 0: stored data is not summed */
-        put(f, n, 4), put(f, n, 4), put(f, strlen(name), 2), put(f, 0, 2);
-        if (!local) put(f, 0, 8), put(f, 0, 2), put(f, at, 4);
-        fputs(name, f);
-    }
-    fwrite(data, 1, n, z->file);
-    z->n++;
 }
 
 static void text(FILE *pickle, const char *s) { fputc('X', pickle), put(pickle, strlen(s), 4), fputs(s, pickle); }
@@ -36,7 +16,7 @@ static void text(FILE *pickle, const char *s) { fputc('X', pickle), put(pickle, 
 static void whole(FILE *pickle, int64_t n) { fputc('J', pickle), put(pickle, (uint64_t)n, 4); }
 
 /* One tensor, F32 or as it is: its storage as an entry, its call in the pickle; matrices by columns. */
-static void add_tensor(struct zip_out *z, FILE *pickle, const struct tensor *t, bool f32) {
+static void add_tensor(struct zip_write *z, FILE *pickle, const struct tensor *t, bool f32) {
     const enum dtype dtype = f32 ? DTYPE_F32 : t->dtype;
     const size_t rows = t->rank == 2 ? (size_t)t->shape[0] : 1, columns = t->count / rows, e = dtype_bytes(dtype);
     char *x = memory_take(t->count, e), *data = memory_take(t->count, e), name[32];
@@ -47,7 +27,7 @@ static void add_tensor(struct zip_out *z, FILE *pickle, const struct tensor *t, 
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < columns; j++) memcpy(data + (j * rows + i) * e, x + (i * columns + j) * e, e);
     free(x);
-    snprintf(name, sizeof name, "%d", z->n);
+    snprintf(name, sizeof name, "%d", (int)z->entries);
     text(pickle, t->name);
     fputs("ctorch._utils\n_rebuild_tensor_v2\n((", pickle);
     text(pickle, "storage");
@@ -67,8 +47,8 @@ static void add_tensor(struct zip_out *z, FILE *pickle, const struct tensor *t, 
     fputs("t\x89"
           "ccollections\nOrderedDict\n)RtR",
           pickle);
-    snprintf(name, sizeof name, "m/data/%d", z->n);
-    add_entry(z, name, data, t->count * e);
+    snprintf(name, sizeof name, "m/data/%d", (int)z->entries);
+    zip_write_entry(z, name, data, t->count * e);
     free(data);
 }
 
@@ -76,9 +56,9 @@ static void add_tensor(struct zip_out *z, FILE *pickle, const struct tensor *t, 
 static void write_bin(const char *dir, const char *name, const struct tensors *st, int first, int step, FILE *map) {
     char *path = path_join(dir, name), *pickled = NULL;
     size_t n = 0;
-    struct zip_out z = {.file = fopen(path, "wb")};
-    assert_non_null(z.file);
-    z.directory = open_memstream(&z.records, &z.record_bytes);
+    FILE *file = fopen(path, "wb");
+    struct zip_write z = {.f = file};
+    assert_non_null(file);
     FILE *pickle = open_memstream(&pickled, &n);
     fputs("\x80\2}(", pickle);
     for (int i = first; i < tensors_count(st); i += step) {
@@ -87,16 +67,10 @@ static void write_bin(const char *dir, const char *name, const struct tensors *s
     }
     fputs("u.", pickle);
     fclose(pickle);
-    add_entry(&z, "m/data.pkl", pickled, n);
-    add_entry(&z, "m/version", "3\n", 2); /* so that torch opens it too */
-    fclose(z.directory);
-    const uint64_t at = (uint64_t)ftell(z.file);
-    fwrite(z.records, 1, z.record_bytes, z.file);
-    fputs("PK\5\6", z.file);
-    put(z.file, 0, 4), put(z.file, (uint64_t)z.n, 2), put(z.file, (uint64_t)z.n, 2);
-    put(z.file, z.record_bytes, 4), put(z.file, at, 4), put(z.file, 0, 2);
-    assert_int_equal(fclose(z.file), 0);
-    free(z.records);
+    zip_write_entry(&z, "m/data.pkl", pickled, n);
+    zip_write_entry(&z, "m/version", "3\n", 2); /* so that torch opens it too */
+    zip_write_end(&z);
+    assert_int_equal(fclose(file), 0);
     free(pickled);
     free(path);
 }
