@@ -2,6 +2,7 @@
 #include "analysis/attribute_pass.h"
 #include "host/file.h"
 #include "kernels/activation.h"
+#include "models/ahead.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,12 +49,13 @@ int attribute_mean_row(struct attribute_work *w, struct error *err) {
     const struct samples *s = w->job->samples;
     const size_t C = (size_t)w->C, size = (size_t)w->job->batch;
     double *sum = memory_take(C, sizeof *sum);
+    struct ahead ahead = {.m = w->m, .s = s};
     long count = 0;
     int status = 0;
     for (size_t first = 0; first < s->count && status == 0; first += size) {
         struct batch b;
         float *rows = NULL;
-        status = model_batch(w->m, &b, s, first, s->count - first < size ? s->count - first : size, false, err);
+        status = ahead_next(&ahead, &b, first, size, s->count, err);
         if (status == 0 && b.n_images) status = embed_of(w, &b, &rows, err);
         for (int t = 0; status == 0 && b.n_images && t < b.n_tokens; t++) {
             if (!is_image(&b, t)) continue;
@@ -63,6 +65,7 @@ int attribute_mean_row(struct attribute_work *w, struct error *err) {
         free(rows);
         batch_free(&b);
     }
+    ahead_end(&ahead);
     w->mean_row = memory_take(C, sizeof *w->mean_row);
     for (size_t c = 0; c < C && count; c++) w->mean_row[c] = (float)(sum[c] / (double)count);
     free(sum);

@@ -3,6 +3,7 @@
 #include "analysis/codes.h"
 #include "analysis/paired.h"
 #include "host/file.h"
+#include "models/ahead.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,12 +108,14 @@ static int count_firing(struct controls *c, const struct samples *s, size_t firs
     int n_probes = 0, status = 0;
     for (int i = 0; i < c->list->n; i++)
         if (first_with(c, i)) probes[n_probes++] = (struct probe){PROBE_RESID_POST, c->firing[i]->layer, observe, c->firing[i]};
+    struct ahead ahead = {.m = c->m, .s = s};
     for (size_t at = 0; at < count && n_probes && status == 0; at += (size_t)batch) {
         struct batch b = {0};
-        status = model_batch(c->m, &b, s, first + at, count - at < (size_t)batch ? count - at : (size_t)batch, false, err);
+        status = ahead_next(&ahead, &b, first + at, (size_t)batch, first + count, err);
         if (status == 0) status = model_forward(c->m, &b, probes, n_probes, NULL, err);
         batch_free(&b);
     }
+    ahead_end(&ahead);
     free(probes);
     return status;
 }

@@ -4,6 +4,7 @@
 #include "host/file.h"
 #include "host/progress.h"
 #include "kernels/sae_ops.h"
+#include "models/ahead.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -136,6 +137,7 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
     /* borrowed lines, in the order of e->sample */
     struct samples some = {.at = memory_take((size_t)total + 1, sizeof *some.at), .count = (size_t)total, .path = s->path};
     for (int i = 0; i < total; i++) some.at[i] = s->at[p->e->sample[i].index];
+    struct ahead ahead = {.m = m, .s = &some, .with_answer = answers};
     progress_start(&progress, "examples", "samples", total);
     for (int first = 0; first < total && status == 0; first += batch) {
         int n = total - first < batch ? total - first : batch;
@@ -144,7 +146,7 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
             status = 128 + stop_signal;
             break;
         }
-        status = model_batch(m, &b, &some, (size_t)first, (size_t)n, answers, err);
+        status = ahead_next(&ahead, &b, (size_t)first, (size_t)batch, (size_t)total, err);
         if (status) break;
         p->first = first;
         status = model_forward(m, &b, probes, n_probes, NULL, err);
@@ -153,6 +155,7 @@ static int run_batches(struct pass *p, struct model *m, const struct probe *prob
         progress_update(&progress, first + n, NULL);
     }
     progress_end(&progress);
+    ahead_end(&ahead);
     free(some.at);
     return status;
 }

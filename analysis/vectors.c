@@ -3,6 +3,7 @@
 #include "host/file.h"
 #include "host/progress.h"
 #include "kernels/activation.h"
+#include "models/ahead.h"
 #include "models/arena.h"
 #include <math.h>
 #include <stdlib.h>
@@ -203,19 +204,21 @@ int head_means(float *means, struct model *m, const struct samples *s, size_t fi
     struct column_sums c = {.sum = memory_take(size, sizeof *c.sum), .host = memory_take(width, sizeof *c.host)};
     const struct probe probe = {PROBE_ATTN_Z, -1, add_columns, &c};
     struct progress progress;
+    struct ahead ahead = {.m = m, .s = s};
     double tokens = 0;
     int status = 0;
     progress_start(&progress, "means", "samples", (long)count);
     for (size_t at = 0; at < count && status == 0; at += (size_t)batch) {
         const size_t n = count - at < (size_t)batch ? count - at : (size_t)batch;
         struct batch b = {0};
-        status = stop_signal ? 128 + stop_signal : model_batch(m, &b, s, first + at, n, false, err);
+        status = stop_signal ? 128 + stop_signal : ahead_next(&ahead, &b, first + at, (size_t)batch, first + count, err);
         if (status == 0) status = model_forward(m, &b, &probe, 1, NULL, err);
         tokens += b.n_tokens;
         batch_free(&b);
         progress_update(&progress, (long)(at + n), NULL);
     }
     progress_end(&progress);
+    ahead_end(&ahead);
     for (size_t i = 0; i < size && status == 0; i++) means[i] = (float)(c.sum[i] / tokens);
     buffer_free(&c.work, m->dev);
     free(c.sum), free(c.host);

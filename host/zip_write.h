@@ -1,5 +1,5 @@
-/* zip_write.h - writes a zip of stored entries (APPNOTE 6.3). Data start at multiples of 64, as in torch's own archives; sizes and offsets of
- * 4 GiB and more go to zip64 fields. */
+/* zip_write.h - writes a zip of stored entries (APPNOTE 6.3). Data start at multiples of 64, as in torch's own archives; sizes and offsets
+ * of 4 GiB and more go to zip64 fields. */
 #ifndef HOST_ZIP_WRITE_H
 #define HOST_ZIP_WRITE_H
 #include <stddef.h>
