@@ -6,8 +6,6 @@
 #include <string.h>
 
 /* ---- the table of merges ---- */
-static size_t hash_pair(uint64_t key) { return (size_t)((key ^ key >> 31) * 0x9e3779b97f4a7c15u >> 20); }
-
 void bpe_table_build(struct tokenizer *tok, size_t n_merges) {
     tok->n_merge_slots = 16;
     while (tok->n_merge_slots < 2 * n_merges) tok->n_merge_slots *= 2;
@@ -17,7 +15,8 @@ void bpe_table_build(struct tokenizer *tok, size_t n_merges) {
 
 static struct merge *slot(const struct tokenizer *tok, int left, int right) {
     uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    size_t i = hash_pair(key) & (tok->n_merge_slots - 1);
+    /* the product's upper bits: its lower ones would know nothing of left */
+    size_t i = (size_t)((key * tok->pair_key >> 32) * tok->n_merge_slots >> 32);
     while (tok->merges[i].rank >= 0 && tok->merges[i].key != key) i = (i + 1) & (tok->n_merge_slots - 1);
     return &tok->merges[i];
 }

@@ -4,18 +4,27 @@
 #include "host/tokenizer_internal.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 
 #define MAX_JSON ((size_t)256 << 20)
 
 /* ---- vocabulary ---- */
-static size_t hash_text(const char *text, size_t bytes) {
-    uint64_t h = 1469598103934665603u;
-    for (size_t i = 0; i < bytes; i++) h = (h ^ (unsigned char)text[i]) * 1099511628211u;
-    return (size_t)(h ^ h >> 29);
+static const uint64_t prime = (UINT64_C(1) << 61) - 1;
+__extension__ typedef unsigned __int128 wide;
+
+/* A polynomial in the key, modulo the prime (Carter and Wegman 1979): two texts share a slot with a chance of about bytes / n_slots. */
+static size_t hash_text(uint64_t key, const char *text, size_t bytes) {
+    uint64_t h = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        const wide v = (wide)h * key + (unsigned char)text[i];
+        h = (uint64_t)(v & prime) + (uint64_t)(v >> 61);
+        h = h >= prime ? h - prime : h;
+    }
+    return (size_t)h;
 }
 
 static size_t find_slot(const struct tokenizer *tok, const char *piece, size_t bytes) {
-    size_t i = hash_text(piece, bytes) & (tok->n_slots - 1);
+    size_t i = hash_text(tok->text_key, piece, bytes) & (tok->n_slots - 1);
     for (; tok->slots[i] >= 0; i = (i + 1) & (tok->n_slots - 1)) {
         const char *other = tok->pieces[tok->slots[i]];
         if (!strncmp(other, piece, bytes) && !other[bytes]) break;
@@ -26,6 +35,10 @@ static size_t find_slot(const struct tokenizer *tok, const char *piece, size_t b
 int tokenizer_find(const struct tokenizer *tok, const char *piece, size_t bytes) { return tok->slots[find_slot(tok, piece, bytes)]; }
 
 void vocabulary_begin(struct tokenizer *tok, size_t n_pieces, size_t limit) {
+    uint64_t random[2];
+    memcpy(random, (const void *)getauxval(AT_RANDOM), sizeof random); /* 16 bytes that the kernel gives each process */
+    tok->text_key = random[0] % prime;
+    tok->pair_key = random[1] | 1;
     tok->n_slots = 16;
     while (tok->n_slots < 2 * n_pieces) tok->n_slots *= 2;
     tok->slots = memory_take(tok->n_slots, sizeof *tok->slots);

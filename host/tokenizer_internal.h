@@ -37,9 +37,10 @@ struct tokenizer {
     int vocab;     /* highest id + 1 */
     int *slots;    /* piece -> id, open addressing, -1 empty */
     size_t n_slots;
-    struct added_token *added; /* normalized == false first; among those the longer first */
-    int n_added, n_raw;        /* all; those with normalized == false */
-    uint8_t added_start[8192]; /* a bit for every two bytes that some added token may begin with */
+    uint64_t text_key, pair_key; /* of the two hashes; random, so that no file can choose pieces that share a slot */
+    struct added_token *added;   /* normalized == false first; among those the longer first */
+    int n_added, n_raw;          /* all; those with normalized == false */
+    uint8_t added_start[8192];   /* a bit for every two bytes that some added token may begin with */
 
     /* text to pieces: rewrites (the normalizer), then the prefix, then the patterns or the blanks */
     struct rewrite rewrites[MAX_REWRITES];
