@@ -139,11 +139,11 @@ test: deps ## every test: cpu, the CUDA kernels through the SIMT layer (plain, A
 	$(if $(NVCC),@$(MAKE) --no-print-directory -s -j$(JOBS) cuda,@echo "no nvcc here: the cuda build is not compiled")
 	@tests/run.sh $(TEST_CPU) $(TEST_SIM) $(TEST_ASAN) $(TEST_CHECK) $(TEST_SCRIPTS)
 
-test-real: deps ## a trained model, random architectures, tokenizers and pictures beside PyTorch (downloads; $$PYTHON or build/real/venv)
+test-real: deps ## a trained model, random architectures, tokenizers and pictures beside PyTorch (downloads 3 GB once; ten minutes)
 	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
 	tools/test_real.sh $(B)/cpu/stagediff
 
-real: deps ## train dictionaries on a real model over a million tokens of this machine's documentation (downloads; half an hour)
+real: deps ## train dictionaries on a real model over a million tokens of this machine's documentation (downloads 3 GB once; half an hour)
 	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
 	tools/real.sh $(B)/cpu/stagediff
 

@@ -104,13 +104,13 @@ def main():
             size += len(held)
         if size >= o.megabytes * 1e6:
             break
+    if size < 0.9e6 * o.megabytes:
+        sys.exit(f"prose.py: {size / 1e6:.1f} MB of prose found where {o.megabytes:.1f} were asked for; install manpages-dev and some documentation, or name a folder of text")
     random.Random(o.seed + 1).shuffle(lines)
     with open(o.out + ".tmp", "w", encoding="utf-8") as f:
         f.writelines(json.dumps({"prompt": o.start + x}, ensure_ascii=False) + "\n" for x in lines)
     os.replace(o.out + ".tmp", o.out)
-    print(f"{o.out}: {len(lines)} lines, {size / 1e6:.1f} MB of text")
-    if size < 0.9e6 * o.megabytes:
-        sys.exit("prose.py: less prose than asked for on this machine; install manpages-dev and some documentation, or name a folder")
+    print(f"{o.out}: {len(lines)} lines, {size / 1e6:.1f} MB of text", flush=True)
 
 
 if __name__ == "__main__":

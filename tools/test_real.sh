@@ -3,14 +3,17 @@
 # every folder layout, tokenizers, pictures. PYTHON names an interpreter that has tools/requirements.txt, HOST_PYTHON one that has requirements_host.txt;
 # what is not named is made under build/real.
 set -u
-program=$1 sim=${2:-} here=$(cd "$(dirname "$0")" && pwd) work=build/real bad=0
+program=$1 sim=${2:-} here=$(cd "$(dirname "$0")" && pwd) work=build/real bad='' step=0
+export TRANSFORMERS_VERBOSITY=error # it would say that there is no PyTorch, which the host's tests do without
 . "$here/environment.sh"
-PYTHON=${PYTHON:-$(environment venv -r "$here/requirements.txt")}
-HOST_PYTHON=${HOST_PYTHON:-$(environment host -r "$here/requirements_host.txt")}
-check() { # title, interpreter, script, arguments
-    echo "== $1"
+PYTHON=${PYTHON:-$(environment venv requirements.txt)} || exit
+HOST_PYTHON=${HOST_PYTHON:-$(environment host requirements_host.txt)} || exit
+check() { # title, command
+    title=$1 step=$((step + 1)) began=$(date +%s)
     shift
-    if [ -e "$2" ]; then "$@" || bad=1; else echo "skipped: $2 is not here"; fi
+    echo "== $step of 4: $title"
+    "$@" || bad="$bad; $title"
+    echo "   took $(($(date +%s) - began)) s"
 }
 check 'a trained model: SmolLM2-135M' "$PYTHON" "$here/test_real.py" "$program" $work
 if [ -n "$sim" ]; then
@@ -20,5 +23,6 @@ else
 fi
 check 'tokenizers' "$HOST_PYTHON" "$here/test_tokenizers.py" "$program" --model $work/smollm2
 check 'pictures' "$HOST_PYTHON" "$here/test_images.py" "$program"
-[ $bad = 0 ] && echo 'test-real: all passed' || echo 'test-real: something failed, see above'
-exit $bad
+echo "$work keeps the model and the Python environments for the next time; 'rm -r $work' frees the room"
+[ -z "$bad" ] && echo 'test-real: all passed' || echo "test-real: failed, see above: ${bad#; }"
+[ -z "$bad" ]
