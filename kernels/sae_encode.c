@@ -1,19 +1,17 @@
-/* sae_encode.c - see sae_ops.h. The K largest of M pre-activations per row, without ever storing M of them.
+/* sae_encode.c - see sae_ops.h. The K largest of M pre-activations per row.
  *
- * Threads take blocks of features from a counter, pack a block once into their second-level cache and multiply it with
- * every row, tile by tile, in the 16-bit screen of sae_product.c. The screen gives each pre-activation an interval. A row
- * lists the features whose upper end reaches its bound; when the list is full, the bound rises to the K-th largest lower
- * end listed. K exact values reach that, so no feature below it can be chosen. At the end the few that are left are
- * multiplied exactly and the K largest exact values chosen. Rows for which the screen is too coarse (more ties or near
- * ties than a list holds, values that are not finite) are done again with exact products alone. Both ways yield the same
- * bits: the screen decides only what need not be looked at.
- * Lists are ascending in the feature because a thread's blocks are; ties therefore fall to the lower index. */
+ * Screen: threads take blocks of features, round them once to 8 bits into their second-level cache and multiply them with
+ * every row, tile by tile (sae_product.c). That gives each pre-activation an interval, of which 16 bits of the center
+ * are kept. Then each row guesses a value that K of its pre-activations reach: a little below its K-th largest center.
+ * Exact: features whose interval reaches the guess are multiplied in f32, a block of features at a time so that weights
+ * come from the cache. If K exact values reach the guess, no other feature can be among the K largest. If not, the K-th
+ * largest exact value is surely reached by K, and the row is done once more with it instead of the guess.
+ * Rows that cannot be screened (values that are not finite) look at every feature. So the screen decides only what need
+ * not be looked at, and the result is that of exact products alone, bit for bit. */
 #include "kernels/sae_ops.h"
 
-#include <limits.h>
 #include <omp.h>
-#include <stdatomic.h>
-#ifdef __AVX512F__
+#ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
 
@@ -88,62 +86,57 @@ void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, i
 }
 #else
 
-/* CHUNK_ROWS share one packing of E; LISTS threads can work on the features of one row; a packed block of features takes
- * BLOCK_BYTES, a quarter of a 2 MiB second-level cache that two hardware threads may share. Fewer rows than
- * SCREEN_MIN_ROWS do not pay for the packing. */
-enum {
-    CHUNK_TILES = 74,
-    CHUNK_ROWS = CHUNK_TILES * SAE_TILE_ROWS,
-    LISTS = 4,
-    BLOCK_BYTES = 512 << 10,
-    MAX_THREADS = 64,
-    SCREEN_MIN_ROWS = 12
+/* A chunk of rows shares one packing of E; what it keeps takes at most CHUNK_BYTES. A packed block of features takes
+ * SCREEN_BYTES, the weights of a block in the exact pass EXACT_BYTES: a part of a 2 MiB second-level cache each. Fewer rows
+ * than SCREEN_MIN_ROWS do not pay for the packing. */
+enum { CHUNK_TILES = 74, CHUNK_BYTES = 512 << 20, SCREEN_BYTES = 512 << 10, EXACT_BYTES = 1 << 20, MAX_THREADS = 64, SCREEN_MIN_ROWS = 12 };
+static const float GUESS = 0.05f; /* how far below the K-th largest center, in widths of an interval */
+
+/* What the intervals need of each feature, times |rank_scale|. */
+struct features {
+    float *unscale, *bias, *norm, *rounding, *slack;     /* bias: less the threshold, for JumpReLU */
+    float *widest_norm, *widest_rounding, *widest_slack; /* of each panel */
 };
 
-/* Candidates of one row as one thread saw them, ascending in index: the ends of the rank's interval, as ordered integers. */
-struct list {
-    int32_t *low, *high;
-    int *index;
-};
-
-/* What a thread holds of the features of its block: packed weights, and what the intervals need, times |rank_scale|. */
-struct block {
-    int16_t *panels, *temporary;
+/* What a thread needs for itself. */
+struct own {
+    char *panels;
+    struct sae_turning turning;
+    int32_t *start;
     struct sae_rounded *rounded;
-    float *unscale, *bias, *norm, *rounding, *slack; /* bias: less the threshold, for JumpReLU */
-    struct widest {
-        float norm, rounding, slack;
-    } * widest;   /* of each panel */
-    float *spare; /* the same memory, for other uses between passes: SPARE_ARRAYS * LISTS * capacity at least */
-};
-enum { SPARE_ARRAYS = 4 };
-
-/* x of one row: its interval is center +- (spread * norm of w + norm * rounding of w) */
-struct row {
-    float unscale, norm, spread;
+    int16_t *least; /* (panels) */
+    int32_t *key;   /* (M): ranks of a row's candidates */
 };
 
 /* One call's work, and where its parts lie in scratch. */
 struct encode {
-    const float *x, *b_e, *rank_scale, *threshold; /* threshold: JumpReLU; else top-k */
-    struct sae_weights w;
+    const float *b_e, *rank_scale, *threshold; /* threshold: JumpReLU; else top-k */
+    struct sae_rows x, w;
     int d, M, K;
-    int capacity;    /* of a list */
-    int block;       /* features of a block, a multiple of SAE_PANEL */
-    int rows;        /* of the chunk at hand */
-    const int *redo; /* the rows of the exact pass; NULL while screening */
-    int redo_rows;
-    float *x_low;     /* (rows, d): x rounded to bf16, when the weights are */
-    int16_t *x_tiles; /* packed for the screen */
-    struct row *row;
-    char *blocks; /* MAX_THREADS of block_bytes */
-    size_t block_bytes;
-    int32_t *low, *high; /* (LISTS, rows, capacity), and so for index */
-    int *index;
-    int *count;           /* (LISTS, rows): listed; -1: the list overflowed */
-    int *active;          /* (LISTS, rows): JumpReLU's count in the exact pass, where lists keep the first K */
-    int *again;           /* (rows): the rows to redo */
-    _Atomic float *bound; /* (rows): at least K candidates of the row reach it. Threads race to raise it; any of their values is right */
+    int panels;    /* that M takes */
+    int block;     /* features of a packed block, a multiple of SAE_PANEL */
+    int exact;     /* features of a block in the exact pass, also one */
+    int rows;      /* of the chunk at hand */
+    int most_rows; /* of a chunk */
+    bool screened;
+    bf16 *x_low;                    /* (rows, d): x rounded to bf16, when the weights are */
+    float *sign;                    /* of the turning matrix */
+    char *x_tiles;                  /* packed for the screen */
+    int16_t *centers;               /* (rows, panels, SAE_PANEL) keys of centers, their upper half */
+    float *unscale, *norm, *spread; /* (rows) of x: its interval is center +- (spread * norm of w + norm * rounding of w) */
+    float *reach;                   /* (rows): what an interval must reach to be looked at */
+    struct features feature;
+    struct {
+        float norm, rounding, slack;
+    } usual;     /* of a panel: means */
+    int stride;  /* of candidates: room for all features */
+    int *index;  /* (rows, stride): a row's candidates, ascending */
+    float *h;    /* (rows, stride): their exact pre-activations */
+    int *ends;   /* (rows, exact blocks): where the candidates of a block end */
+    int *todo;   /* rows to do */
+    char *again; /* (rows): whether a row's guess was too high */
+    char *own;   /* MAX_THREADS of own_bytes */
+    size_t own_bytes;
 };
 
 static float relu(float h) { return h > 0 ? h : h != h ? h : 0; }
@@ -153,7 +146,8 @@ static inline int32_t rank_key(float rank) {
     float canonical = rank + 0.0f;
     int32_t bits;
     memcpy(&bits, &canonical, sizeof bits);
-    return rank != rank ? INT32_MAX : bits < 0 ? bits ^ INT32_MAX : bits;
+    bits = bits < 0 ? bits ^ INT32_MAX : bits;
+    return rank != rank ? INT32_MAX : bits;
 }
 static inline float key_rank(int32_t key) {
     int32_t bits = key < 0 ? key ^ INT32_MAX : key;
@@ -161,9 +155,13 @@ static inline float key_rank(int32_t key) {
     memcpy(&rank, &bits, sizeof rank);
     return key == INT32_MAX ? HUGE_VALF : key == INT32_MIN ? -HUGE_VALF : rank;
 }
+/* The upper half, towards minus infinity: a >= b implies half_key(a) >= half_key(b) */
+static inline int16_t half_key(float rank) { return (int16_t)(rank_key(rank) >> 16); }
 
 static inline float larger(float a, float b) { return b > a || b != b ? b : a; }
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+static int threads_now(void) { return omp_get_max_threads() < MAX_THREADS ? omp_get_max_threads() : MAX_THREADS; }
+static int exact_blocks(const struct encode *e) { return (e->M + e->exact - 1) / e->exact; }
 
 /* The next `bytes` of scratch; the size is summed up where there is no scratch yet. */
 static void *take(char *scratch, size_t *used, size_t bytes) {
@@ -172,53 +170,256 @@ static void *take(char *scratch, size_t *used, size_t bytes) {
     return scratch ? scratch + at : NULL;
 }
 
-static size_t place_block(struct block *b, char *at, const struct encode *e) {
-    size_t used = 0, features = (size_t)e->block, columns = 2 * (size_t)sae_screen_pairs(e->d);
-    b->panels = take(at, &used, features * columns * sizeof(int16_t));
-    b->temporary = take(at, &used, (size_t)SAE_PANEL * columns * sizeof(int16_t));
-    b->rounded = take(at, &used, features * sizeof *b->rounded);
-    b->unscale = take(at, &used, features * sizeof(float));
-    b->bias = take(at, &used, features * sizeof(float));
-    b->norm = take(at, &used, features * sizeof(float));
-    b->rounding = take(at, &used, features * sizeof(float));
-    b->slack = take(at, &used, features * sizeof(float));
-    b->widest = take(at, &used, features / SAE_PANEL * sizeof *b->widest);
-    b->spare = (float *)(void *)at;
-    size_t spare = (size_t)SPARE_ARRAYS * (size_t)LISTS * (size_t)e->capacity * sizeof(float);
-    return used > spare ? used : (spare + 63) / 64 * 64;
+static size_t place_own(struct own *o, char *at, const struct encode *e) {
+    size_t used = 0, block = (size_t)e->block, bytes = (size_t)sae_screen_bytes(e->d);
+    o->panels = take(at, &used, block * bytes);
+    o->turning.sign = e->sign;
+    o->turning.rounded = take(at, &used, (size_t)SAE_PANEL * bytes);
+    o->turning.row = take(at, &used, (size_t)sae_screen_columns(e->d) * sizeof *o->turning.row);
+    o->start = take(at, &used, block * sizeof *o->start);
+    o->rounded = take(at, &used, block * sizeof *o->rounded);
+    o->least = take(at, &used, (size_t)e->panels * sizeof *o->least);
+    o->key = take(at, &used, (size_t)e->M * sizeof *o->key);
+    return used;
 }
+static struct own own_of(const struct encode *e) {
+    struct own o;
+    place_own(&o, e->own + (size_t)omp_get_thread_num() * e->own_bytes, e);
+    return o;
+}
+
+static void place_features(struct features *f, char *scratch, size_t *used, size_t panels) {
+    size_t bytes = panels * SAE_PANEL * sizeof(float);
+    f->unscale = take(scratch, used, bytes);
+    f->bias = take(scratch, used, bytes);
+    f->norm = take(scratch, used, bytes);
+    f->rounding = take(scratch, used, bytes);
+    f->slack = take(scratch, used, bytes);
+    f->widest_norm = take(scratch, used, panels * sizeof(float));
+    f->widest_rounding = take(scratch, used, panels * sizeof(float));
+    f->widest_slack = take(scratch, used, panels * sizeof(float));
+}
+
+static int limited(size_t n, int least, int most) { return n < (size_t)least ? least : n > (size_t)most ? most : (int)n; }
 
 /* Measures when scratch is NULL, else places. */
 static size_t place(struct encode *e, char *scratch, int N, int d, int M, int K) {
-    struct block b;
-    size_t used = 0, rows = (size_t)(N < CHUNK_ROWS ? round_up(N, SAE_TILE_ROWS) : CHUNK_ROWS), columns = 2 * (size_t)sae_screen_pairs(d);
-    size_t panels = (size_t)BLOCK_BYTES / (SAE_PANEL * columns * sizeof(int16_t));
-    e->d = d, e->M = M, e->K = K;
-    e->block = SAE_PANEL * (int)(panels < 1 ? 1 : panels > 8 ? 8 : panels);
-    if (e->block > round_up(M, SAE_PANEL)) e->block = round_up(M, SAE_PANEL);
-    e->capacity = round_up(K + (K < 128 ? 128 : K) + SAE_PANEL, 16);
-    e->block_bytes = place_block(&b, NULL, e);
-    size_t lists = (size_t)LISTS * rows, entries = lists * (size_t)e->capacity;
-    e->x_low = take(scratch, &used, rows * (size_t)d * sizeof(float));
-    e->x_tiles = take(scratch, &used, rows * columns * sizeof(int16_t));
-    e->row = take(scratch, &used, rows * sizeof *e->row);
-    e->low = take(scratch, &used, entries * sizeof(int32_t));
-    e->high = take(scratch, &used, entries * sizeof(int32_t));
-    e->index = take(scratch, &used, entries * sizeof(int));
-    e->count = take(scratch, &used, lists * sizeof(int));
-    e->active = take(scratch, &used, lists * sizeof(int));
-    e->again = take(scratch, &used, rows * sizeof(int));
-    e->bound = take(scratch, &used, rows * sizeof(float));
-    e->blocks = take(scratch, &used, (size_t)MAX_THREADS * e->block_bytes);
+    struct own o;
+    e->d = d, e->M = M, e->K = K, e->panels = round_up(M, SAE_PANEL) / SAE_PANEL;
+    size_t used = 0, bytes = (size_t)sae_screen_bytes(d), features = (size_t)e->panels * SAE_PANEL;
+    e->stride = (int)features + 48; /* room behind, and rows in different sets of the caches */
+    e->block = SAE_PANEL * limited(SCREEN_BYTES / (SAE_PANEL * bytes), 1, 8);
+    e->exact = SAE_PANEL * limited(EXACT_BYTES / (SAE_PANEL * (size_t)d * (e->w.low ? sizeof(bf16) : sizeof(float))), 1, 64);
+    size_t row_bytes = features * (sizeof(int16_t) + sizeof(int) + sizeof(float)), rows = (size_t)round_up(N, SAE_TILE_ROWS);
+    size_t most = SAE_TILE_ROWS * (size_t)limited(CHUNK_BYTES / row_bytes / SAE_TILE_ROWS, 1, CHUNK_TILES);
+    rows = rows < most ? rows : most;
+    e->most_rows = (int)rows;
+    e->own_bytes = place_own(&o, NULL, e);
+    e->x_low = take(scratch, &used, rows * (size_t)d * sizeof *e->x_low);
+    e->sign = take(scratch, &used, (size_t)sae_screen_columns(d) * sizeof *e->sign);
+    e->x_tiles = take(scratch, &used, rows * bytes);
+    e->centers = take(scratch, &used, rows * features * sizeof *e->centers);
+    e->unscale = take(scratch, &used, rows * sizeof(float));
+    e->norm = take(scratch, &used, rows * sizeof(float));
+    e->spread = take(scratch, &used, rows * sizeof(float));
+    e->reach = take(scratch, &used, rows * sizeof(float));
+    place_features(&e->feature, scratch, &used, (size_t)e->panels);
+    e->index = take(scratch, &used, rows * (size_t)e->stride * sizeof *e->index);
+    e->h = take(scratch, &used, rows * (size_t)e->stride * sizeof *e->h);
+    e->ends = take(scratch, &used, rows * features / SAE_PANEL * sizeof *e->ends);
+    e->todo = take(scratch, &used, rows * sizeof *e->todo);
+    e->again = take(scratch, &used, rows);
+    e->own = take(scratch, &used, (size_t)MAX_THREADS * e->own_bytes);
     return used;
 }
 
-static struct list list_of(const struct encode *e, int which, int row) {
-    size_t at = (cpu_offset(which, e->rows) + (size_t)row) * (size_t)e->capacity;
-    return (struct list){e->low + at, e->high + at, e->index + at};
+/* ---- the screen ---- */
+
+static void pack_block(const struct encode *e, struct own *o, int first, int count) {
+    const struct features *f = &e->feature;
+    size_t panel = (size_t)sae_screen_bytes(e->d) * SAE_PANEL;
+    for (int p = 0; p < count; p += SAE_PANEL)
+        sae_screen_panel(o->panels + (size_t)(p / SAE_PANEL) * panel, o->start + p, o->rounded + p, e->w, first + p,
+                         count - p < SAE_PANEL ? count - p : SAE_PANEL, e->d, o->turning);
+    for (int j = first; j < first + count; j++) {
+        struct sae_rounded w = o->rounded[j - first];
+        float scale = e->rank_scale ? e->rank_scale[j] : 1, size = fabs(scale), threshold = e->threshold ? e->threshold[j] : 0;
+        f->unscale[j] = w.unscale * scale;
+        f->bias[j] = e->b_e[j] * scale - threshold;
+        f->norm[j] = w.norm * size;
+        f->rounding[j] = w.rounding * size;
+        f->slack[j] = (fabs(e->b_e[j] * scale) + fabs(threshold)) * 0x1p-20f;
+    }
+    for (int j = first + count; j < first + round_up(count, SAE_PANEL); j++)
+        f->unscale[j] = f->norm[j] = f->rounding[j] = f->slack[j] = 0, f->bias[j] = -HUGE_VALF;
+    for (int p = first / SAE_PANEL; p < (first + count + SAE_PANEL - 1) / SAE_PANEL; p++) {
+        f->widest_norm[p] = f->widest_rounding[p] = f->widest_slack[p] = 0;
+        for (int j = p * SAE_PANEL; j < (p + 1) * SAE_PANEL; j++) {
+            f->widest_norm[p] = larger(f->widest_norm[p], f->norm[j]);
+            f->widest_rounding[p] = larger(f->widest_rounding[p], f->rounding[j]);
+            f->widest_slack[p] = larger(f->widest_slack[p], f->slack[j]);
+        }
+    }
 }
 
-/* ---- lists and bounds ---- */
+static void screen_block(const struct encode *e, struct own *o, int first, int count) {
+    size_t bytes = (size_t)sae_screen_bytes(e->d);
+    pack_block(e, o, first, count);
+    for (int t = 0; t < e->rows; t += SAE_TILE_ROWS)
+        for (int p = 0; p < count; p += SAE_PANEL) {
+            int32_t sum[SAE_TILE_ROWS][SAE_PANEL];
+            const float *unscale = e->feature.unscale + first + p, *bias = e->feature.bias + first + p;
+            sae_screen_tile(sum, e->x_tiles + (size_t)t * bytes, o->panels + (size_t)p * bytes, o->start + p, e->d);
+            for (int r = 0; r < SAE_TILE_ROWS; r++) {
+                int16_t *center = e->centers + cpu_offset(t + r, e->panels * SAE_PANEL) + (size_t)(first + p);
+                for (int j = 0; j < SAE_PANEL; j++) center[j] = half_key(fma((float)sum[r][j] * e->unscale[t + r], unscale[j], bias[j]));
+            }
+        }
+}
+
+static void screen(struct encode *e) {
+    int blocks = (e->M + e->block - 1) / e->block, finite = 0;
+#pragma omp parallel num_threads(threads_now())
+    {
+        struct own o = own_of(e);
+#pragma omp for schedule(dynamic, 1)
+        for (int b = 0; b < blocks; b++) screen_block(e, &o, b * e->block, e->M - b * e->block < e->block ? e->M - b * e->block : e->block);
+    }
+    e->usual.norm = e->usual.rounding = e->usual.slack = 0;
+    for (int p = 0; p < e->panels; p++) {
+        float norm = e->feature.widest_norm[p], rounding = e->feature.widest_rounding[p], slack = e->feature.widest_slack[p];
+        if (!(norm + rounding + slack < HUGE_VALF)) continue;
+        e->usual.norm += norm, e->usual.rounding += rounding, e->usual.slack += slack;
+        finite++;
+    }
+    if (finite) e->usual.norm /= (float)finite, e->usual.rounding /= (float)finite, e->usual.slack /= (float)finite;
+}
+
+/* ---- guesses ---- */
+
+static const int16_t *centers_of(const struct encode *e, int row) { return e->centers + cpu_offset(row, e->panels * SAE_PANEL); }
+
+/* How many of n centers reach, n a multiple of SAE_PANEL */
+static int centers_reaching(const int16_t *center, int n, int16_t least) {
+    int count = 0;
+#ifdef __AVX512BW__
+    const __m512i bound = _mm512_set1_epi16(least);
+    for (int i = 0; i < n; i += SAE_PANEL) count += __builtin_popcount(_mm512_cmpge_epi16_mask(_mm512_loadu_si512(center + i), bound));
+#else
+    for (int i = 0; i < n; i++) count += center[i] >= least;
+#endif
+    return count;
+}
+
+/* Appends the features of panel p whose centers reach; returns how many there are now. Writes up to SAE_PANEL beyond. */
+static inline int append_reaching(int *index, int n, const int16_t *center, int p, int16_t least) {
+#ifdef __AVX512BW__
+    const __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __mmask32 mask = _mm512_cmpge_epi16_mask(_mm512_loadu_si512(center + p * SAE_PANEL), _mm512_set1_epi16(least));
+    for (int half = 0; half < SAE_PANEL; half += 16) {
+        __mmask16 part = (__mmask16)(mask >> half);
+        _mm512_storeu_si512(index + n, _mm512_maskz_compress_epi32(part, _mm512_add_epi32(place, _mm512_set1_epi32(p * SAE_PANEL + half))));
+        n += __builtin_popcount(part);
+    }
+#else
+    for (int i = p * SAE_PANEL; i < (p + 1) * SAE_PANEL; i++) {
+        index[n] = i;
+        n += center[i] >= least;
+    }
+#endif
+    return n;
+}
+
+/* A half key that K centers reach, and hardly more: bisection, above what the largest of each place of the panels say */
+static int16_t kth_center(const struct encode *e, const int16_t *center) {
+    int16_t largest[SAE_PANEL];
+    int low = INT16_MAX, high = INT16_MIN, count = e->M, n = e->panels * SAE_PANEL;
+    memcpy(largest, center, sizeof largest);
+    for (int i = SAE_PANEL; i < n; i += SAE_PANEL)
+        for (int j = 0; j < SAE_PANEL; j++) largest[j] = center[i + j] > largest[j] ? center[i + j] : largest[j];
+    for (int j = 0; j < SAE_PANEL; j++) {
+        low = largest[j] < low ? largest[j] : low;
+        high = largest[j] > high ? largest[j] : high;
+    }
+    if (e->K > SAE_PANEL) low = INT16_MIN;
+    while (low < high && count > e->K + e->K / 16) {
+        int middle = (low + high + 1) >> 1, c = centers_reaching(center, n, (int16_t)middle);
+        if (c >= e->K)
+            low = middle, count = c;
+        else
+            high = middle - 1;
+    }
+    return (int16_t)low;
+}
+
+/* A row's candidates: features whose interval reaches; the panel's widest interval is tried first, then each one's own. */
+static void find_candidates(const struct encode *e, int row, int16_t *least) {
+    const struct features *f = &e->feature;
+    const int16_t *center = centers_of(e, row);
+    const float reach = e->reach[row], norm = e->norm[row], spread = e->spread[row];
+    int *index = e->index + cpu_offset(row, e->stride), *ends = e->ends + cpu_offset(row, exact_blocks(e)), n = 0;
+    for (int p = 0; p < e->panels; p++) {
+        float lowest = reach - fma(spread, f->widest_norm[p], fma(norm, f->widest_rounding[p], f->widest_slack[p]));
+        least[p] = lowest == lowest ? half_key(lowest) : INT16_MIN;
+    }
+    for (int b = 0; b < exact_blocks(e); b++) {
+        int near = n, panels = e->exact / SAE_PANEL;
+        for (int p = b * panels; p < (b + 1) * panels && p < e->panels; p++) near = append_reaching(index, near, center, p, least[p]);
+        for (int k = n; k < near; k++) {
+            int i = index[k];
+            float top = key_rank(center[i] * (1 << 16) + 0xFFFF) + fma(spread, f->norm[i], fma(norm, f->rounding[i], f->slack[i]));
+            index[n] = i;
+            n += !(top < reach) && i < e->M;
+        }
+        ends[b] = n;
+    }
+}
+
+/* Without a screen every feature is one. */
+static void all_candidates(const struct encode *e, int row) {
+    for (int i = 0; i < e->M; i++) e->index[cpu_offset(row, e->stride) + (size_t)i] = i;
+    for (int b = 0; b < exact_blocks(e); b++)
+        e->ends[cpu_offset(row, exact_blocks(e)) + (size_t)b] = (b + 1) * e->exact < e->M ? (b + 1) * e->exact : e->M;
+}
+
+static float guess(const struct encode *e, int row) {
+    float width = fma(e->spread[row], e->usual.norm, fma(e->norm[row], e->usual.rounding, e->usual.slack));
+    float reach = e->threshold ? 0 : key_rank(kth_center(e, centers_of(e, row)) * (1 << 16)) - GUESS * width;
+    return reach == reach ? reach : -HUGE_VALF;
+}
+
+/* ---- the exact pass ---- */
+
+/* A block of features against all rows to do: the block's weights stay in the second-level cache, the rows pass by. */
+static void exact_block(const struct encode *e, int rows, int block) {
+    for (int i = 0; i < rows; i++) {
+        int row = e->todo[i], *ends = e->ends + cpu_offset(row, exact_blocks(e)), from = block ? ends[block - 1] : 0;
+        size_t at = cpu_offset(row, e->stride) + (size_t)from;
+        sae_exact_products(e->h + at, e->x, row, e->w, e->index + at, ends[block] - from, e->d);
+        for (int j = 0; j < ends[block] - from; j++) e->h[at + (size_t)j] += e->b_e[e->index[at + (size_t)j]];
+    }
+}
+
+static void exact_pass(const struct encode *e, int rows, bool known) {
+#pragma omp parallel num_threads(threads_now())
+    {
+        struct own o = own_of(e);
+#pragma omp for schedule(dynamic, 16)
+        for (int i = 0; i < rows; i++) {
+            int row = e->todo[i];
+            if (!e->screened) {
+                all_candidates(e, row);
+                continue;
+            }
+            if (!known) e->reach[row] = guess(e, row);
+            find_candidates(e, row, o.least);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int b = 0; b < exact_blocks(e); b++) exact_block(e, rows, b);
+    }
+}
+
+/* ---- a row's end ---- */
 
 static int count_reaching(const int32_t *key, int n, int32_t bound) {
     int count = 0;
@@ -226,361 +427,128 @@ static int count_reaching(const int32_t *key, int n, int32_t bound) {
     return count;
 }
 
-/* A bound that at least K and, but for ties, at most `most` of n keys reach; *reaching says how many do. With most == K
- * it is the K-th largest. Bisection on the integers. */
-static int32_t bound_of(const int32_t *key, int n, int K, int most, int *reaching) {
+/* The largest bound that at least K of n keys reach: bisection on the integers. */
+static int32_t kth_largest(const int32_t *key, int n, int K) {
     int32_t low = INT32_MAX, high = INT32_MIN;
     for (int i = 0; i < n; i++) {
         low = key[i] < low ? key[i] : low;
         high = key[i] > high ? key[i] : high;
     }
-    int count = n; /* that reach low */
-    while (count > most && low < high) {
+    while (low < high) {
         int32_t middle = (int32_t)(high - ((int64_t)high - low) / 2);
-        int c = count_reaching(key, n, middle);
-        if (c >= K) {
+        if (count_reaching(key, n, middle) >= K)
             low = middle;
-            count = c;
-        } else
+        else
             high = middle - 1;
     }
-    *reaching = count;
     return low;
 }
 
-/* How many keys that equal the bound are among the K largest. */
-static int ties_at(const int32_t *key, int n, int K, int32_t bound) {
-    return K - (bound == INT32_MAX ? 0 : count_reaching(key, n, bound + 1));
-}
-
-/* Drops what cannot be among the K largest; returns how many stay. Exact lists hold points: of more ties at the bound
- * than fit, the first stay. */
-static int compact(struct list l, int n, int K, bool exact, int32_t *bound) {
-    int most = K + K / 4, reaching, kept = 0;
-    int32_t b = *bound = bound_of(l.low, n, K, most, &reaching);
-    int ties = exact && reaching > most ? ties_at(l.low, n, K, b) : INT_MAX;
+static void finish_jumprelu(const struct encode *e, int row, int *indices, float *values, int *total) {
+    const int *index = e->index + cpu_offset(row, e->stride), n = e->ends[cpu_offset(row + 1, exact_blocks(e)) - 1];
+    const float *h = e->h + cpu_offset(row, e->stride);
+    *total = 0;
     for (int i = 0; i < n; i++) {
-        if (l.high[i] < b || (l.high[i] == b && ties-- <= 0)) continue;
-        l.low[kept] = l.low[i];
-        l.high[kept] = l.high[i];
-        l.index[kept++] = l.index[i];
+        if (!(h[i] > e->threshold[index[i]])) continue;
+        if (*total < e->K) indices[*total] = index[i], values[*total] = h[i];
+        ++*total;
     }
-    return kept;
+    for (int k = *total; k < e->K; k++) indices[k] = -1, values[k] = 0;
 }
 
-/* Room for another panel: raises the row's bound and drops what lies below it. */
-static int make_room(const struct encode *e, struct list l, int n, int row) {
-    if (n <= e->capacity - SAE_PANEL) return n;
-    if (e->threshold) return -1;
-    int32_t key;
-    n = compact(l, n, e->K, e->redo != NULL, &key);
-    float raised = key_rank(key), bound = atomic_load_explicit(&e->bound[row], memory_order_relaxed);
-    if (raised > bound) atomic_store_explicit(&e->bound[row], raised, memory_order_relaxed);
-    return n <= e->capacity - SAE_PANEL ? n : -1;
-}
-
-/* ---- the screen ---- */
-
-static void pack_block(const struct encode *e, struct block *b, int first, int count) {
-    size_t panel = 2 * (size_t)sae_screen_pairs(e->d) * SAE_PANEL;
-    for (int p = 0; p < count; p += SAE_PANEL) {
-        size_t at = cpu_offset(first + p, e->d);
-        struct sae_weights w = {e->w.low ? NULL : e->w.real + at, e->w.low ? e->w.low + at : NULL};
-        sae_screen_panel(b->panels + (size_t)(p / SAE_PANEL) * panel, b->rounded + p, w, count - p < SAE_PANEL ? count - p : SAE_PANEL,
-                         e->d, b->temporary);
+/* Chooses among a row's candidates and fills its slots; ties fall to the lower index. False, with a new `reach`, when the
+ * guess was too high. */
+static bool finish_topk(const struct encode *e, int32_t *key, int row, int *indices, float *values) {
+    const int *index = e->index + cpu_offset(row, e->stride), n = e->ends[cpu_offset(row + 1, exact_blocks(e)) - 1];
+    const float *h = e->h + cpu_offset(row, e->stride);
+    CHECK(n >= e->K, "row %d: %d candidates", row, n);
+    for (int i = 0; i < n; i++) key[i] = rank_key(e->rank_scale ? h[i] * e->rank_scale[index[i]] : h[i]);
+    int32_t kth = kth_largest(key, n, e->K);
+    if (e->screened && kth < rank_key(e->reach[row])) {
+        e->reach[row] = key_rank(kth);
+        return false;
     }
-    for (int j = 0; j < count; j++) {
-        float scale = e->rank_scale ? e->rank_scale[first + j] : 1, size = fabs(scale),
-              threshold = e->threshold ? e->threshold[first + j] : 0;
-        b->unscale[j] = b->rounded[j].unscale * scale;
-        b->bias[j] = e->b_e[first + j] * scale - threshold;
-        b->norm[j] = b->rounded[j].norm * size;
-        b->rounding[j] = b->rounded[j].rounding * size;
-        b->slack[j] = (fabs(e->b_e[first + j] * scale) + fabs(threshold)) * 0x1p-20f;
-    }
-    for (int j = count; j < round_up(count, SAE_PANEL); j++) b->unscale[j] = b->bias[j] = b->norm[j] = b->rounding[j] = b->slack[j] = 0;
-    for (int p = 0; p < count; p += SAE_PANEL) {
-        struct widest w = {0, 0, 0};
-        for (int j = p; j < p + SAE_PANEL; j++) {
-            w.norm = larger(w.norm, b->norm[j]);
-            w.rounding = larger(w.rounding, b->rounding[j]);
-            w.slack = larger(w.slack, b->slack[j]);
-        }
-        b->widest[p / SAE_PANEL] = w;
-    }
-}
-
-static inline float center_of(const struct block *b, int j, struct row r, int32_t sum) {
-    return fma((float)sum * r.unscale, b->unscale[j], b->bias[j]);
-}
-static inline float spread_of(float norm, float rounding, float slack, struct row r) {
-    return fma(r.spread, norm, fma(r.norm, rounding, slack));
-}
-
-/* Which of a panel's 32 centers do not lie below reach (NaN does not). */
-static inline uint32_t reaching_mask(const struct block *b, int p, struct row r, const int32_t *sum, float reach) {
-#ifdef __AVX512F__
-    const __m512 unscale = _mm512_set1_ps(r.unscale), least = _mm512_set1_ps(reach);
-    __m512 low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum)), unscale),
-           high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sum + 16)), unscale);
-    low = _mm512_fmadd_ps(low, _mm512_loadu_ps(b->unscale + p), _mm512_loadu_ps(b->bias + p));
-    high = _mm512_fmadd_ps(high, _mm512_loadu_ps(b->unscale + p + 16), _mm512_loadu_ps(b->bias + p + 16));
-    return (uint32_t)_mm512_cmp_ps_mask(low, least, _CMP_NLT_UQ) | (uint32_t)_mm512_cmp_ps_mask(high, least, _CMP_NLT_UQ) << 16;
-#else
-    uint32_t mask = 0;
-    for (int j = 0; j < SAE_PANEL; j++) mask |= (uint32_t) !(center_of(b, p + j, r, sum[j]) < reach) << j;
-    return mask;
-#endif
-}
-
-/* One row of a tile: lists the features of panel p whose interval reaches the bound (for JumpReLU 0, the threshold being
- * part of the bias). All centers are first held against the panel's widest interval, the few that pass against their own. */
-static inline void screen_row(const struct encode *e, const struct block *b, int which, int row, const int32_t *sum, int first, int p,
-                              uint32_t valid) {
-    struct row r = e->row[row];
-    struct widest w = b->widest[p / SAE_PANEL];
-    float bound = atomic_load_explicit(&e->bound[row], memory_order_relaxed);
-    uint32_t mask = reaching_mask(b, p, r, sum, bound - spread_of(w.norm, w.rounding, w.slack, r)) & valid;
-    if (!mask) return;
-    int *count = e->count + cpu_offset(which, e->rows) + row, n = *count;
-    if (n < 0) return;
-    struct list l = list_of(e, which, row);
-    for (; mask; mask &= mask - 1) {
-        int j = __builtin_ctz(mask);
-        float center = center_of(b, p + j, r, sum[j]), spread = spread_of(b->norm[p + j], b->rounding[p + j], b->slack[p + j], r),
-              low = center - spread;
-        if (center + spread < bound) continue;
-        l.low[n] = low != low ? INT32_MIN : rank_key(low);
-        l.high[n] = rank_key(center + spread);
-        l.index[n++] = first + p + j;
-    }
-    *count = make_room(e, l, n, row);
-}
-
-static void screen_block(const struct encode *e, struct block *b, int which, int from, int to, int first, int count) {
-    size_t pairs = (size_t)sae_screen_pairs(e->d);
-    pack_block(e, b, first, count);
-    for (int t = from; t < to; t += SAE_TILE_ROWS)
-        for (int p = 0; p < count; p += SAE_PANEL) {
-            int32_t sum[SAE_TILE_ROWS][SAE_PANEL];
-            int width = count - p < SAE_PANEL ? count - p : SAE_PANEL;
-            sae_screen_tile(sum, e->x_tiles + (size_t)t * 2 * pairs, b->panels + (size_t)p * 2 * pairs, e->d);
-            for (int r = 0; r < SAE_TILE_ROWS && t + r < e->rows; r++)
-                screen_row(e, b, which, t + r, sum[r], first, p, width == SAE_PANEL ? UINT32_MAX : (1u << width) - 1);
-        }
-}
-
-/* ---- the exact pass ---- */
-
-static const float *row_of_x(const struct encode *e, int row) { return (e->w.low ? e->x_low : e->x) + cpu_offset(row, e->d); }
-
-static inline void list_exact(const struct encode *e, int which, int row, float *h, int feature, int width) {
-    int *count = e->count + cpu_offset(which, e->rows) + row, n = *count;
-    struct list l = list_of(e, which, row);
-    float bound = atomic_load_explicit(&e->bound[row], memory_order_relaxed);
-    for (int j = 0; j < width; j++) {
-        h[j] += e->b_e[feature + j];
-        if (e->threshold) {
-            if (!(h[j] > e->threshold[feature + j])) continue;
-            e->active[cpu_offset(which, e->rows) + (size_t)row]++;
-            if (n < e->K) l.index[n++] = feature + j;
-        } else {
-            float rank = e->rank_scale ? h[j] * e->rank_scale[feature + j] : h[j];
-            if (rank < bound) continue;
-            l.low[n] = l.high[n] = rank_key(rank);
-            l.index[n++] = feature + j;
-        }
-    }
-    *count = e->threshold ? n : make_room(e, l, n, row);
-}
-
-static void exact_block(const struct encode *e, int which, int from, int to, int first, int count) {
-    for (int p = first; p < first + count; p += SAE_PANEL) {
-        int width = first + count - p < SAE_PANEL ? first + count - p : SAE_PANEL, feature[SAE_PANEL];
-        for (int j = 0; j < SAE_PANEL; j++) feature[j] = p + j;
-        for (int t = from; t < to; t += SAE_EXACT_ROWS) {
-            float h[SAE_EXACT_ROWS][SAE_PANEL];
-            const float *x[SAE_EXACT_ROWS];
-            int rows = to - t < SAE_EXACT_ROWS ? to - t : SAE_EXACT_ROWS;
-            for (int r = 0; r < rows; r++) x[r] = row_of_x(e, e->redo[t + r]);
-            sae_exact_products(h[0], SAE_PANEL, x, rows, e->w, feature, width, e->d);
-            for (int r = 0; r < rows; r++) list_exact(e, which, e->redo[t + r], h[r], p, width);
-        }
-    }
-}
-
-/* ---- a row's end ---- */
-
-/* Merges the row's lists, ascending; returns how many candidates there are, -1 when a list overflowed. */
-static int merge(const struct encode *e, int row, int *index, int32_t *low, int32_t *high) {
-    int at[LISTS] = {0}, count[LISTS], n = 0;
-    struct list l[LISTS];
-    for (int i = 0; i < LISTS; i++) {
-        l[i] = list_of(e, i, row);
-        count[i] = e->count[cpu_offset(i, e->rows) + (size_t)row];
-        if (count[i] < 0) return -1;
-    }
-    for (;; n++) {
-        int next = -1;
-        for (int i = 0; i < LISTS; i++)
-            if (at[i] < count[i] && (next < 0 || l[i].index[at[i]] < l[next].index[at[next]])) next = i;
-        if (next < 0) return n;
-        index[n] = l[next].index[at[next]];
-        low[n] = l[next].low[at[next]];
-        high[n] = l[next].high[at[next]++];
-    }
-}
-
-/* Multiplies a row's candidates exactly and fills its slots. False when the row must be done again. */
-static bool finish_row(const struct encode *e, const struct block *b, int row, int *indices, float *values, int *total) {
-    size_t part = (size_t)LISTS * (size_t)e->capacity;
-    int *index = (int *)(void *)b->spare, kept = 0, k = 0, active = 0;
-    int32_t *low = (int32_t *)(void *)(b->spare + part), *high = (int32_t *)(void *)(b->spare + 2 * part);
-    float *h = b->spare + 3 * part;
-    int n = merge(e, row, index, low, high), reaching;
-    if (n < 0) return false;
-    if (!e->threshold) {
-        int32_t bound = bound_of(low, n, e->K, e->K, &reaching);
-        for (int i = 0; i < n; i++)
-            if (high[i] >= bound) index[kept++] = index[i];
-        n = kept;
-    }
-    sae_exact_products(h, n, (const float *[]){row_of_x(e, row)}, 1, e->w, index, n, e->d);
-    for (int i = 0; i < n; i++) {
-        h[i] += e->b_e[index[i]];
-        low[i] = rank_key(e->rank_scale ? h[i] * e->rank_scale[index[i]] : h[i]);
-    }
-    int32_t kth = e->threshold ? 0 : bound_of(low, n, e->K, e->K, &reaching);
-    int ties = e->threshold ? 0 : ties_at(low, n, e->K, kth);
-    for (int i = 0; i < n; i++) {
-        if (e->threshold ? !(h[i] > e->threshold[index[i]]) : low[i] < kth || (low[i] == kth && ties-- <= 0)) continue;
-        active++;
-        if (k >= e->K) continue;
+    int ties = e->K - (kth == INT32_MAX ? 0 : count_reaching(key, n, kth + 1));
+    for (int i = 0, k = 0; i < n; i++) {
+        if (key[i] < kth || (key[i] == kth && ties-- <= 0)) continue;
         indices[k] = index[i];
-        values[k++] = e->threshold ? h[i] : relu(h[i]);
+        values[k++] = relu(h[i]);
     }
-    for (; k < e->K; k++) {
-        indices[k] = -1;
-        values[k] = 0;
-    }
-    for (int i = 0; total && e->redo && i < LISTS; i++)
-        active += e->active[cpu_offset(i, e->rows) + (size_t)row] - e->count[cpu_offset(i, e->rows) + (size_t)row];
-    if (total) *total = active;
     return true;
 }
 
 /* ---- a chunk of rows ---- */
 
-static void prepare_rows(const struct encode *e, int from, int16_t *temporary) {
-    size_t columns = 2 * (size_t)sae_screen_pairs(e->d);
-    int rows = e->rows - from < SAE_TILE_ROWS ? e->rows - from : SAE_TILE_ROWS;
+static void prepare_tile(const struct encode *e, const float *x, int first, struct sae_turning turning) {
+    int rows = e->rows - first < SAE_TILE_ROWS ? e->rows - first : SAE_TILE_ROWS;
     struct sae_rounded rounded[SAE_TILE_ROWS];
     if (e->w.low)
-        for (size_t i = cpu_offset(from, e->d); i < cpu_offset(from + rows, e->d); i++)
-            e->x_low[i] = float_from_bf16(bf16_from_float(e->x[i]));
-    if (e->redo) return;
-    sae_screen_rows(e->x_tiles + (size_t)from * columns, rounded, row_of_x(e, from), rows, e->d, temporary);
-    const float rounding_of_sums = (float)(e->d / 8 + 64) * 0x1p-23f; /* of the exact product, the bias and the interval itself */
-    for (int r = 0; r < rows; r++)
-        e->row[from + r] = (struct row){rounded[r].unscale, rounded[r].norm + rounded[r].rounding,
-                                        rounded[r].rounding + rounding_of_sums * rounded[r].norm};
+        for (size_t i = cpu_offset(first, e->d); i < cpu_offset(first + rows, e->d); i++) e->x_low[i] = bf16_from_float(x[i]);
+    if (!e->screened) return;
+    sae_screen_rows(e->x_tiles + cpu_offset(first, sae_screen_bytes(e->d)), rounded, e->x, first, rows, e->d, turning);
+    const float rounding_of_sums = (float)(e->d / 8 + 96) * 0x1p-23f; /* of the exact product, turning, the bias and the interval itself */
+    for (int r = 0; r < SAE_TILE_ROWS; r++) {
+        struct sae_rounded v = r < rows ? rounded[r] : (struct sae_rounded){0, 0, 0};
+        e->unscale[first + r] = v.unscale;
+        e->norm[first + r] = v.norm + v.rounding;
+        e->spread[first + r] = v.rounding + rounding_of_sums * v.norm;
+    }
 }
 
-/* All features against the rows [0, rows) of the chunk or of the redo list. */
-static void sweep(const struct encode *e, int rows) {
-    int next[MAX_THREADS] = {0}, lists = LISTS, threads = omp_get_max_threads() < MAX_THREADS ? omp_get_max_threads() : MAX_THREADS;
-    int step = e->redo ? SAE_EXACT_ROWS : SAE_TILE_ROWS, tiles = (rows + step - 1) / step;
-    while (threads % lists) lists--;
-#pragma omp parallel num_threads(threads)
-    {
-        int thread = omp_get_thread_num(), groups = threads / lists, group = thread / lists, first;
-        int from = (int)((long)tiles * group / groups) * step, to = (int)((long)tiles * (group + 1) / groups) * step;
-        struct block b;
-        place_block(&b, e->blocks + (size_t)thread * e->block_bytes, e);
-        if (to > rows) to = rows;
-        while (from < to) {
-#pragma omp atomic capture
-            {
-                first = next[group];
-                next[group] += e->block;
-            }
-            if (first >= e->M) break;
-            int count = e->M - first < e->block ? e->M - first : e->block;
-            if (e->redo)
-                exact_block(e, thread % lists, from, to, first, count);
+static void encode_chunk(struct encode *e, const float *x, int *indices, float *values, int *counts) {
+    int left = e->rows;
+    e->screened = e->rows >= SCREEN_MIN_ROWS;
+    e->x = e->w.low ? (struct sae_rows){NULL, e->x_low} : (struct sae_rows){x, NULL};
+#pragma omp parallel for num_threads(threads_now()) schedule(static)
+    for (int t = 0; t < e->rows; t += SAE_TILE_ROWS) prepare_tile(e, x, t, own_of(e).turning);
+    if (e->screened) screen(e);
+    for (int r = 0; r < e->rows; r++) e->todo[r] = r;
+    for (int pass = 0; left; pass++) {
+        CHECK(pass < 2, "%d rows: what K exact values reach, they reach", left);
+        exact_pass(e, left, pass > 0);
+#pragma omp parallel for num_threads(threads_now()) schedule(dynamic, 16)
+        for (int i = 0; i < left; i++) {
+            int r = e->todo[i], *index = indices + cpu_offset(r, e->K);
+            float *value = values + cpu_offset(r, e->K);
+            e->again[i] = 0;
+            if (e->threshold)
+                finish_jumprelu(e, r, index, value, counts + r);
             else
-                screen_block(e, &b, thread % lists, from, to, first, count);
+                e->again[i] = !finish_topk(e, own_of(e).key, r, index, value);
         }
+        int again = 0;
+        for (int i = 0; i < left; i++)
+            if (e->again[i]) e->todo[again++] = e->todo[i];
+        left = again;
     }
 }
 
-static void encode_chunk(struct encode *e, int *indices, float *values, int *counts) {
-    int threads = omp_get_max_threads() < MAX_THREADS ? omp_get_max_threads() : MAX_THREADS, left = 0;
-    bool screen = e->rows >= SCREEN_MIN_ROWS;
-    e->redo = screen ? NULL : e->again;
-    memset(e->count, 0, (size_t)LISTS * (size_t)e->rows * sizeof(int));
-    for (int r = 0; r < e->rows; r++) atomic_store_explicit(&e->bound[r], e->threshold ? 0 : -HUGE_VALF, memory_order_relaxed);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int t = 0; t < e->rows; t += SAE_TILE_ROWS) {
-        struct block b;
-        place_block(&b, e->blocks + (size_t)omp_get_thread_num() * e->block_bytes, e);
-        prepare_rows(e, t, b.temporary);
-    }
-    if (screen) sweep(e, e->rows);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
-    for (int r = 0; r < e->rows; r++) {
-        struct block b;
-        place_block(&b, e->blocks + (size_t)omp_get_thread_num() * e->block_bytes, e);
-        e->active[r] =
-            !screen || !finish_row(e, &b, r, indices + cpu_offset(r, e->K), values + cpu_offset(r, e->K), counts ? counts + r : NULL);
-    }
-    for (int r = 0; r < e->rows; r++)
-        if (e->active[r]) e->again[left++] = r;
-    if (!left) return;
-    e->redo = e->again;
-    memset(e->active, 0, (size_t)LISTS * (size_t)e->rows * sizeof(int));
-    for (int i = 0; i < left; i++) {
-        atomic_store_explicit(&e->bound[e->again[i]], -HUGE_VALF, memory_order_relaxed);
-        for (int l = 0; l < LISTS; l++) e->count[cpu_offset(l, e->rows) + (size_t)e->again[i]] = 0;
-    }
-    sweep(e, left);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
-    for (int i = 0; i < left; i++) {
-        struct block b;
-        int r = e->again[i];
-        place_block(&b, e->blocks + (size_t)omp_get_thread_num() * e->block_bytes, e);
-        bool done = finish_row(e, &b, r, indices + cpu_offset(r, e->K), values + cpu_offset(r, e->K), counts ? counts + r : NULL);
-        CHECK(done, "row %d: exact lists cannot overflow", r);
-    }
-}
-
-static void encode(struct encode *e, int *indices, float *values, int *counts, int N, int d, int M, int K, void *scratch) {
-    CHECK(N >= 0 && d > 0 && K > 0 && (e->threshold || K <= M), "N=%d d=%d M=%d K=%d", N, d, M, K);
+static void encode(struct encode *e, const float *x, int *indices, float *values, int *counts, int N, int d, int M, int K, void *scratch) {
+    CHECK(N >= 0 && d > 0 && d <= SAE_MOST_COLUMNS && K > 0 && (e->threshold || K <= M), "N=%d d=%d M=%d K=%d", N, d, M, K);
     place(e, scratch, N, d, M, K);
-    const float *x = e->x;
-    for (int n = 0; n < N; n += CHUNK_ROWS) {
-        e->rows = N - n < CHUNK_ROWS ? N - n : CHUNK_ROWS;
-        e->x = x + cpu_offset(n, d);
-        encode_chunk(e, indices + cpu_offset(n, K), values + cpu_offset(n, K), counts ? counts + n : NULL);
+    sae_screen_signs(e->sign, d);
+    for (int n = 0; n < N; n += e->most_rows) {
+        e->rows = N - n < e->most_rows ? N - n : e->most_rows;
+        encode_chunk(e, x + cpu_offset(n, d), indices + cpu_offset(n, K), values + cpu_offset(n, K), counts ? counts + n : NULL);
     }
 }
 
 size_t OP(sae_encode_scratch)(int N, int d, int M, int K) {
-    struct encode e;
+    struct encode e = {.d = d};
     return place(&e, NULL, N, d, M, K);
 }
 
 void OP(sae_encode_topk)(struct device *dev, int *indices, real_t *values, const act_t *x, const real_t *E, const bf16 *E_low,
                          const real_t *b_e, const real_t *rank_scale, int N, int d, int M, int K, void *scratch) {
     (void)dev;
-    struct encode e = {.x = x, .w = {E_low ? NULL : E, E_low}, .b_e = b_e, .rank_scale = rank_scale};
-    encode(&e, indices, values, NULL, N, d, M, K, scratch);
+    struct encode e = {.w = {E_low ? NULL : E, E_low}, .b_e = b_e, .rank_scale = rank_scale};
+    encode(&e, x, indices, values, NULL, N, d, M, K, scratch);
 }
 
 void OP(sae_encode_jumprelu)(struct device *dev, int *indices, real_t *values, int *counts, const act_t *x, const real_t *E,
                              const bf16 *E_low, const real_t *b_e, const real_t *threshold, int N, int d, int M, int K, void *scratch) {
     (void)dev;
-    struct encode e = {.x = x, .w = {E_low ? NULL : E, E_low}, .b_e = b_e, .threshold = threshold};
-    encode(&e, indices, values, counts, N, d, M, K, scratch);
+    struct encode e = {.w = {E_low ? NULL : E, E_low}, .b_e = b_e, .threshold = threshold};
+    encode(&e, x, indices, values, counts, N, d, M, K, scratch);
 }
 #endif

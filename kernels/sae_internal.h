@@ -62,15 +62,17 @@ static inline void sae_gather_add(real_t *restrict sum, struct sae_gather *g, co
  * Exact: the f32 value that counts. 16 chains of fused multiply-adds, chain l over the columns i = l mod 16, then added in
  * a fixed order: the same bits however rows and features are grouped.
  *
- * Screen: both sides rounded to 16-bit integers, q = round(v * scale), multiplied at twice the rate of f32 arithmetic.
- * With s = scale and e = v s - q the rounding of each side,
+ * Screen: both sides turned by one orthogonal matrix (signs, then Hadamard's), which leaves products as they are and spreads
+ * a massive channel over many; then rounded to integers, q = round(v * scale), of 8 bits, multiplied at four times the rate
+ * of f32 arithmetic, or 16, twice. With s = scale and e = v s - q the rounding of each side,
  *   |x.w - q_x.q_w / (s_x s_w)| <= |e_x|/s_x |w| + (|x| + |e_x|/s_x) |e_w|/s_w        (Cauchy-Schwarz)
- * so a screened product bounds the exact one from both sides. scale makes |q| <= 46340: no sum of products leaves 32 bits,
- * by the same inequality. */
-enum { SAE_TILE_ROWS = 14, SAE_PANEL = 32, SAE_EXACT_ROWS = 6, SAE_EXACT_FEATURES = 4 };
+ * so a screened product bounds the exact one from both sides. Where products are spread like x and w were independent, with
+ * deviation |x||w|/sqrt(d), that bound grows by sqrt(d) over it: half a deviation at d = 1024 in 8 bits. From some d on 16
+ * bits are better. No sum leaves 32 bits: 65536 * 255 * 127 < 2^31, and 16 bits are used with |q| <= 46340. */
+enum { SAE_TILE_ROWS = 14, SAE_PANEL = 32, SAE_MOST_COLUMNS = 65536, SAE_NARROW_COLUMNS = 2048 };
 
-/* Where rows of weights lie: f32, or bf16 when low is not NULL. */
-struct sae_weights {
+/* Where rows lie: f32, or bf16 when low is not NULL. */
+struct sae_rows {
     const float *real;
     const bf16 *low;
 };
@@ -83,17 +85,29 @@ struct sae_rounded {
     float rounding; /* at least |e| / scale */
 };
 
-/* out[r][f] = exact product of row r of x with row feature[f] of w; x points at them. At most SAE_EXACT_ROWS
- * rows, any number of features; out has `width` columns. */
-void sae_exact_products(float *out, int width, const float *const *x, int rows, struct sae_weights w, const int *feature, int features,
-                        int d);
+/* out[f] = exact product of row `row` of x with row feature[f] of w; both f32 or both bf16 */
+void sae_exact_products(float *out, struct sae_rows x, int row, struct sae_rows w, const int *feature, int features, int d);
 
-/* Packs up to SAE_TILE_ROWS rows into x_tile [pairs of columns][SAE_TILE_ROWS][2], missing ones 0; `row` tells what rounding did. */
-void sae_screen_rows(int16_t *x_tile, struct sae_rounded *row, const float *x, int rows, int d, int16_t *temporary);
-/* Packs up to SAE_PANEL features into w_panel [pairs of columns][SAE_PANEL][2]. temporary: SAE_PANEL * (d + 32) elements for both. */
-void sae_screen_panel(int16_t *w_panel, struct sae_rounded *feature, struct sae_weights w, int features, int d, int16_t *temporary);
+static inline int sae_screen_columns(int d) { return (d + 63) / 64 * 64; }
+static inline bool sae_screen_wide(int d) { return d > SAE_NARROW_COLUMNS; }                               /* 16 bits */
+static inline int sae_screen_bytes(int d) { return sae_screen_columns(d) * (sae_screen_wide(d) ? 2 : 1); } /* of a row */
+
+/* What rounding needs: the matrix's signs (sae_screen_columns(d)), memory for SAE_PANEL rounded rows and a turned one. */
+struct sae_turning {
+    const float *sign;
+    char *rounded;
+    float *row;
+};
+void sae_screen_signs(float *sign, int d);
+
+/* Packs up to SAE_TILE_ROWS rows, from row `first` of x on, into x_tile [bytes / 4][SAE_TILE_ROWS][4], missing ones 0;
+ * `row` tells what rounding did. 8-bit numbers are kept as q + 128. */
+void sae_screen_rows(char *x_tile, struct sae_rounded *row, struct sae_rows x, int first, int rows, int d, struct sae_turning t);
+/* Packs up to SAE_PANEL features, from row `first` of w on, into w_panel [bytes / 4][SAE_PANEL][4]; start[j] makes up for
+ * the 128 in x: -128 * sum of q_w, 0 for 16 bits. */
+void sae_screen_panel(char *w_panel, int32_t *start, struct sae_rounded *feature, struct sae_rows w, int first, int features, int d,
+                      struct sae_turning t);
 /* sum[r][j] = q_x . q_w */
-void sae_screen_tile(int32_t sum[SAE_TILE_ROWS][SAE_PANEL], const int16_t *x_tile, const int16_t *w_panel, int d);
-static inline int sae_screen_pairs(int d) { return (d + 31) / 32 * 16; }
+void sae_screen_tile(int32_t sum[SAE_TILE_ROWS][SAE_PANEL], const char *x_tile, const char *w_panel, const int32_t *start, int d);
 #endif
 #endif

@@ -21,18 +21,32 @@ enum kind {
     SIGNED_ZERO,
     OVERFLOW,
     SHUFFLED,
-    NEAR
+    NEAR,
+    MASSIVE,
+    SCALED_ROWS,
+    ROUNDED,
+    UNEVEN,
+    DENORMAL,
+    KINDS
 };
-static const char *kind_name[] = {"integers",      "ties",     "all equal",    "all negative",  "ascending",
-                                  "descending",    "NaN rows", "NaN features", "infinite bias", "zeros of both signs",
-                                  "huge features", "shuffled", "near ties"};
+static const char *kind_name[] = {"integers",           "ties",
+                                  "all equal",          "all negative",
+                                  "ascending",          "descending",
+                                  "NaN rows",           "NaN features",
+                                  "infinite bias",      "zeros of both signs",
+                                  "huge features",      "shuffled",
+                                  "near ties",          "massive channel",
+                                  "rows of every size", "rounded by a screen",
+                                  "uneven features",    "denormal rows"};
 
 /* the slices of a case that both ops share */
 struct inputs {
     struct op_buffer *x, *E, *E_low, *b_e;
 };
 
-/* NEAR: features that are nearly one, told apart only by exact products: any coarser screen misorders them. */
+/* NEAR: features that are nearly one, told apart only by exact products: any coarser screen misorders them.
+ * ROUNDED: independent features, of which a screen in 8 bits misorders neighbours. UNEVEN: those that win are much larger than the
+ * usual one, and so are their errors: a bound guessed from the usual one is too high. */
 static struct inputs integer_inputs(struct op_test *t, enum kind kind, int N, int d, int M, bool low) {
     size_t nx = (size_t)N * (size_t)d, ne = (size_t)M * (size_t)d;
     double *x = op_ref(t, nx), *E = op_ref(t, ne), *b = op_ref(t, (size_t)M);
@@ -40,16 +54,28 @@ static struct inputs integer_inputs(struct op_test *t, enum kind kind, int N, in
     bool flat = kind == ALL_EQUAL || kind == ASCENDING || kind == DESCENDING || kind == SIGNED_ZERO || kind == SHUFFLED;
     for (size_t i = 0; i < nx; i++) x[i] = flat ? 0 : op_below(t, 2 * range + 1) - range;
     for (size_t i = 0; i < ne; i++) E[i] = op_below(t, 2 * range + 1) - range;
-    if (kind == OVERFLOW) { /* weights that no 16-bit screen can hold, rows of zeros that hide them */
+    if (kind == OVERFLOW) { /* weights that no screen can hold, rows of zeros that hide them */
         for (size_t i = 0; i < ne; i++) E[i] = i / (size_t)d % 3 == 0 ? ldexp(E[i], 70) : E[i];
         for (size_t i = 0; i < nx; i++) x[i] = i / (size_t)d % 2 ? x[i] : 0;
         for (int f = 0; f < M; f++) b[f] = op_below(t, 200);
+    }
+    if (kind == ROUNDED || kind == UNEVEN) {
+        int most = kind == UNEVEN ? 15 : low ? 125 : 2000;
+        for (size_t i = 0; i < nx; i++) x[i] = op_below(t, 129) - 64;
+        for (size_t i = 0; i < ne; i++) E[i] = (op_below(t, 2 * most + 1) - most) * (kind == UNEVEN && i / (size_t)d < 41 ? 128 : 1);
     }
     if (kind == NEAR) {
         for (size_t i = 0; i < nx; i++) x[i] = op_below(t, 129) - 64;
         for (size_t i = 0; i < ne; i++)
             E[i] = (i < (size_t)d ? op_below(t, low ? 250 : 4000) : E[i % (size_t)d]) +
                    (i < (size_t)d || i % (size_t)d > 2 ? 0 : op_below(t, 5) - 2);
+    }
+    for (int n = 0; n < N; n++) {
+        static const int sizes[] = {-120, 0, 40, -60};
+        double *row = x + (size_t)n * (size_t)d;
+        if (kind == MASSIVE) row[n % d] = op_below(t, 2) ? 2048 : -2048; /* what is left decides among features that agree on it */
+        for (int i = 0; i < d && kind == SCALED_ROWS; i++) row[i] = n % 5 == 4 ? 0 : ldexp(row[i], sizes[n % 4]);
+        for (int i = 0; i < d && kind == DENORMAL; i++) row[i] = ldexp(row[i], n % 2 ? -145 : -130);
     }
     for (int f = 0; f < M; f++) {
         b[f] = kind == ASCENDING     ? f
@@ -100,7 +126,9 @@ static void test_choice(void **state) {
     static const struct shape shapes[] = {{1, 1, 1, 1},      {1, 8, 5, 5},      {2, 3, 33, 1},       {3, 16, 100, 7},
                                           {29, 40, 257, 32}, {15, 8, 513, 513}, {16, 24, 1000, 200}, {17, 33, 90, 20}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int kind = INTEGERS; kind <= NEAR; kind++) {
+        for (int kind = INTEGERS; kind < KINDS; kind++) {
+            if (kind == DENORMAL && sizeof(act_t) < sizeof(float))
+                continue;                        /* bf16 ends at 2^-133, tensor cores drop what is below f32's normal range */
             bool low = (kind + (int)i) % 2 == 0; /* neighbours in the table take the other type */
             check_choice((enum kind)kind, shapes[i], low, kind % 3 == 0);
         }
@@ -113,6 +141,14 @@ static void test_choice(void **state) {
     check_choice(SHUFFLED, (struct shape){1, 4, 17001, 200}, true, false);
     check_choice(NEAR, (struct shape){40, 16, 3000, 20}, false, true); /* more near ties than a list holds */
     check_choice(NEAR, (struct shape){40, 16, 700, 20}, true, false);
+    check_choice(ROUNDED, (struct shape){100, 64, 3000, 20}, false, false);
+    check_choice(ROUNDED, (struct shape){100, 100, 3000, 20}, true, true);
+    check_choice(UNEVEN, (struct shape){100, 16, 3000, 20}, false, false);
+    check_choice(UNEVEN, (struct shape){40, 33, 3000, 20}, true, false);
+    check_choice(MASSIVE, (struct shape){60, 100, 1500, 20}, false, false);
+    check_choice(SCALED_ROWS, (struct shape){61, 70, 1500, 20}, false, true);
+    check_choice(NEAR, (struct shape){14, 2100, 90, 20}, false, false); /* past what a screen in 8 bits is used for */
+    check_choice(MASSIVE, (struct shape){14, 2049, 90, 20}, true, false);
 }
 
 /* Every path of the choice once, small enough for a race checker that is thousands of times slower. */
@@ -176,6 +212,7 @@ static void test_values(void **state) {
             check_values((struct shape){1, 64, 128, 8}, scale, low);
             check_values((struct shape){31, 136, 300, 20}, scale, low);
             check_values((struct shape){64, 256, 1024, 32}, scale, low);
+            check_values((struct shape){20, 2304, 400, 10}, scale, low);
         }
 }
 
@@ -232,7 +269,7 @@ static void test_jumprelu(void **state) {
     (void)state;
     static const struct shape shapes[] = {{1, 1, 1, 1}, {3, 16, 100, 7}, {29, 40, 257, 300}, {20, 8, 513, 40}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int kind = INTEGERS; kind <= NEAR; kind++) check_jumprelu((enum kind)kind, shapes[i], i % 2 == 0);
+        for (int kind = INTEGERS; kind <= UNEVEN; kind++) check_jumprelu((enum kind)kind, shapes[i], i % 2 == 0);
     check_jumprelu(INTEGERS, (struct shape){1050, 8, 70, 3}, true);
 }
 
