@@ -14,7 +14,7 @@ for t in "$@"; do
     [ "$t" = image ] && malloc=1024 # a picture of 89 million pixels is legal
     mkdir -p "$build/fuzz/corpus/$t"
     while [ "$status" = 0 ] && left=$((seconds - ${spent%.*})) && [ "$left" -gt 0 ]; do # a busy machine gives less CPU than time
-        { time nice -n 19 "$build/fuzz/fuzz_$t" -max_total_time="$left" -max_len=65536 -timeout=20 -malloc_limit_mb=$malloc -rss_limit_mb=2048 \
+        { time nice -n 19 "$build/fuzz/fuzz_$t" -max_total_time="$left" -max_len=65536 -timeout=100 -malloc_limit_mb=$malloc -rss_limit_mb=2048 \
             -artifact_prefix="$build/fuzz/$t-" -print_final_stats=1 "$build/fuzz/corpus/$t" "tests/fuzz/corpus/$t" >"$log" 2>&1; } 2>"$TMPDIR/time"
         status=$?
         read -r user system <"$TMPDIR/time"
