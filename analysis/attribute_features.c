@@ -63,7 +63,7 @@ static char *run_db_of(const char *sae_path) {
 static int of_layer(int **list, int *n, sqlite3 *db, const char *task, int layer, struct error *err) {
     struct task_feature *at = NULL;
     int all = 0;
-    if (task_features(&at, &all, db, task, err)) return -1;
+    if (task_features(&at, &all, db, task, 0, err)) return -1;
     *list = memory_take((size_t)all + 1, sizeof **list);
     for (int i = 0; i < all; i++)
         if (at[i].layer == layer) (*list)[(*n)++] = at[i].feature;

@@ -53,7 +53,7 @@ static int open_set(struct stage *t, const struct task_feature *at, int n, struc
 
 static int open_sets(struct stage *t, struct error *err) {
     struct task_feature *at = NULL;
-    int n = 0, status = task_features(&at, &n, t->db, t->x->features_of, err);
+    int n = 0, status = task_features(&at, &n, t->db, t->x->features_of, t->x->top, err);
     if (status == 0 && n == 0)
         status = fail(err, "attribute \"%s\": the task \"%s\" has no features in run.db; set other thresholds in \"select\"", t->x->target,
                       t->x->features_of);
@@ -173,7 +173,7 @@ static int run_cards(const struct stage *t, const struct attribute_job *of_targe
     const struct samples few = {t->samples.at, t->samples.count < CARD_SAMPLES ? t->samples.count : CARD_SAMPLES, t->samples.path};
     struct task_feature *all;
     sqlite3_stmt *q = NULL;
-    int n, status = task_features(&all, &n, t->db, t->x->features_of, err);
+    int n, status = task_features(&all, &n, t->db, t->x->features_of, t->x->top, err);
     if (status == 0) status = task_strongest(&q, t->db, t->x->features_of, regime_names[t->c->diff_regime], task_cards(t->c), err);
     while (status == 0 && sqlite3_step(q) == SQLITE_ROW) {
         const int layer = sqlite3_column_int(q, 0), feature = sqlite3_column_int(q, 1);

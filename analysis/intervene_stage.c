@@ -3,19 +3,16 @@
  * attn_out, mlp_out and resid_post of every layer behind the image, or the strongest heads of a target, set to zero (papers.md 1.6). */
 #include "analysis/intervene.h"
 #include "analysis/run.h"
+#include "analysis/select.h"
 #include "host/file.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* {"op": "project_out", ..} for each feature of the task, strongest odds first. */
+/* {"op": "project_out", ..} for each feature of the task, strongest first. */
 static int feature_edits(const struct run_config *c, const struct run_intervene *x, sqlite3 *db, json_t *list, struct error *err) {
     sqlite3_stmt *q = NULL;
-    if (run_db_prepare(db, &q, err,
-                       "SELECT layer, feature FROM task_features WHERE task = ? AND selected AND adapted AND coalesce(prompt_invariant, 1)"
-                       " ORDER BY odds_ratio DESC, fired_target DESC, layer, feature LIMIT ?",
-                       "ti", x->features_of, x->top ? (long)x->top : -1L))
-        return -1;
+    if (task_strongest(&q, db, x->features_of, regime_names[c->diff_regime], x->top, err)) return -1;
     while (sqlite3_step(q) == SQLITE_ROW) {
         char *sae = run_sae_path(c, c->diff_regime, sqlite3_column_int(q, 0));
         json_array_append_new(list, json_pack("{s:s, s:{s:s, s:i}, s:[sss], s:b}", "op", "project_out", "vector", "sae", sae, "feature",

@@ -30,7 +30,8 @@ struct run_evaluate { /* one data set of the section "evaluate" */
 
 struct run_attribute { /* one target of the section "attribute" */
     char *target;      /* its name */
-    char *features_of; /* a task of select: its features in all layers together */
+    char *features_of; /* a task of select: its features in all layers together, */
+    int top;           /* or so many of them, strongest first; 0: all */
     struct dataset set;
     int corrupt, metric; /* enum attribute_corruption; 0 direction, 1 code */
     char *gradient;      /* "corrupt", "clean", "ig:N" */

@@ -42,6 +42,7 @@ static const struct key select_keys[] = {
 static const struct key attribute_keys[] = {
     {.name = "target", .type = KEY_TEXT, .offset = offsetof(struct run_attribute, target), .required = true},
     {.name = "features_of", .type = KEY_TEXT, .offset = offsetof(struct run_attribute, features_of), .required = true},
+    {.name = "top", .type = KEY_INT, .offset = offsetof(struct run_attribute, top), .high = 1 << 20},
     DATASET_KEYS(offsetof(struct run_attribute, set)),
     {.name = "corrupt",
      .type = KEY_CHOICE,

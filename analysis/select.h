@@ -42,10 +42,10 @@ int select_write(sqlite3 *db, const struct select_task *t, const struct select_l
 struct task_feature {
     int layer, feature;
 };
-/* The features of a task in run.db by layer and index: selected, adapted and not refused by the prompt filter. *at malloced. No such task
- * is an error that names those there are. */
-int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *task, struct error *err);
-/* Those of them that gain most firing, for the report: rows of layer, feature, has examples. The caller finalizes q. */
-int task_strongest(sqlite3_stmt **q, sqlite3 *db, const char *task, const char *regime, int n, struct error *err);
+/* The features of a task in run.db: selected, adapted and not refused by the prompt filter; of them the `top` whose firing rate gains most
+ * from the general to the target set (0: all), by layer and index. *at malloced. No such task is an error that names those there are. */
+int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *task, int top, struct error *err);
+/* The same, strongest first: rows of layer, feature, whether the regime has examples of it. The caller finalizes q. */
+int task_strongest(sqlite3_stmt **q, sqlite3 *db, const char *task, const char *regime, int top, struct error *err);
 int task_cards(const struct run_config *c); /* how many a task shows: a third of report.features */
 #endif

@@ -66,7 +66,14 @@ static int unknown_task(sqlite3 *db, const char *task, struct error *err) {
                 names);
 }
 
-int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *task, struct error *err) {
+/* Strongest first: the gain in firing rate. The odds are no measure of it: a feature that fires once and never elsewhere has infinite ones.
+ */
+#define TASK_FEATURES                                                                                                                      \
+    " FROM task_features t WHERE t.task = ?1 AND t.selected AND t.adapted AND coalesce(t.prompt_invariant, 1)"                             \
+    " ORDER BY 1.0 * t.fired_target / t.tokens_target - 1.0 * t.fired_general / t.tokens_general DESC, t.layer, t.feature"                 \
+    " LIMIT ?2"
+
+int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *task, int top, struct error *err) {
     sqlite3_stmt *q = NULL;
     int known;
     *at = NULL, *n = 0;
@@ -74,10 +81,8 @@ int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *tas
     known = sqlite3_step(q) == SQLITE_ROW;
     sqlite3_finalize(q);
     if (!known) return unknown_task(db, task, err);
-    if (run_db_prepare(db, &q, err,
-                       "SELECT layer, feature FROM task_features WHERE task = ? AND selected AND adapted AND coalesce(prompt_invariant, 1)"
-                       " ORDER BY layer, feature",
-                       "t", task))
+    if (run_db_prepare(db, &q, err, "SELECT layer, feature FROM (SELECT t.layer, t.feature" TASK_FEATURES ") ORDER BY layer, feature", "ti",
+                       task, top ? (long)top : -1L))
         return -1;
     while (sqlite3_step(q) == SQLITE_ROW) {
         *at = memory_grow(*at, (size_t)*n + 1, sizeof **at);
@@ -89,12 +94,9 @@ int task_features(struct task_feature **at, int *n, sqlite3 *db, const char *tas
 
 int task_cards(const struct run_config *c) { return (c->report_features + 2) / 3; }
 
-int task_strongest(sqlite3_stmt **q, sqlite3 *db, const char *task, const char *regime, int n, struct error *err) {
-    return run_db_prepare(
-        db, q, err,
-        "SELECT t.layer, t.feature, EXISTS(SELECT 1 FROM examples e WHERE e.layer = t.layer AND e.feature = t.feature AND"
-        " e.regime = ?2) FROM task_features t WHERE t.task = ?1 AND t.selected AND t.adapted AND coalesce(t.prompt_invariant, 1)"
-        " ORDER BY 1.0 * t.fired_target / t.tokens_target - 1.0 * t.fired_general / t.tokens_general DESC, t.layer, t.feature"
-        " LIMIT ?3",
-        "tti", task, regime, (long)n);
+int task_strongest(sqlite3_stmt **q, sqlite3 *db, const char *task, const char *regime, int top, struct error *err) {
+    return run_db_prepare(db, q, err,
+                          "SELECT t.layer, t.feature, EXISTS(SELECT 1 FROM examples e WHERE e.layer = t.layer AND e.feature = t.feature"
+                          " AND e.regime = ?3)" TASK_FEATURES,
+                          "tit", task, top ? (long)top : -1L, regime);
 }

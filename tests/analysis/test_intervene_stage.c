@@ -54,10 +54,11 @@ static void rows_of_the_stage(void **state) {
     if (run_db_exec(
             s.db, &err,
             "CREATE TEMP VIEW task_features AS SELECT column1 AS layer, column2 AS feature, column3 AS task,"
-            " column4 AS odds_ratio, column5 AS selected, column6 AS adapted, column7 AS prompt_invariant, column8 AS fired_target"
-            " FROM (VALUES (5, 17, 'spatial', 9.0, 1, 1, 1, 5), (2, 40, 'spatial', 1e9, 1, 1,"
-            " NULL, 5), (2, 41, 'spatial', 7.0, 1, 1, 1, 5), (2, 42, 'spatial', 8e8, 1, 0, 1, 5), (2, 43, 'spatial', 8e8, 0, 1, 1, 5),"
-            " (2, 44, 'spatial', 8e8, 1, 1, 0, 5), (2, 45, 'other', 8e8, 1, 1, 1, 5));"
+            " column4 AS fired_target, 10 AS fired_general, 100 AS tokens_target, 200 AS tokens_general, column5 AS selected, column6 AS "
+            "adapted,"
+            " column7 AS prompt_invariant FROM (VALUES (5, 17, 'spatial', 70, 1, 1, 1), (2, 40, 'spatial', 90, 1, 1, NULL),"
+            " (2, 41, 'spatial', 50, 1, 1, 1), (2, 42, 'spatial', 80, 1, 0, 1), (2, 43, 'spatial', 80, 0, 1, 1),"
+            " (2, 44, 'spatial', 80, 1, 1, 0), (2, 45, 'other', 80, 1, 1, 1));"
             "CREATE TEMP VIEW head_scores AS SELECT column1 AS target, column2 AS layer, column3 AS head, column4 AS score, 'corrupt' AS "
             "method FROM (VALUES"
             " ('spatial', 4, 1, -0.9), ('spatial', 4, 7, 0.8), ('spatial', 3, 0, 0.5), ('spatial', 3, 1, -0.1), ('other', 1, 1, 5));"))
