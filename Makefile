@@ -166,7 +166,7 @@ bench: deps ## time every kernel and the SAE step on this CPU, beside PyTorch wh
 	bench/run.sh $(B)/cpu/bench
 
 FIXTURES_PYTHON = $(or $(PYTHON),build/tinyworld/venv/bin/python)
-fixtures: ## remake the small world and the golden files from seeds (needs Python; downloads PyTorch; hours)
+fixtures: ## remake the small world and the golden files from seeds (needs Python; downloads PyTorch; minutes with a GPU, many hours without)
 	tools/tinyworld/make_world.sh
 	@$(MAKE) --no-print-directory -s -j$(JOBS) $(B)/cpu/stagediff
 	PYTHON=$(FIXTURES_PYTHON) tools/tinyworld/train_saes.sh tools/tinyworld/world $(B)/cpu/stagediff

@@ -4,6 +4,7 @@
 #include "analysis/summary.h"
 #include "host/file.h"
 #include "kernels/device.h"
+#include "tests/world.h"
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -55,11 +56,12 @@ static void make_dictionaries(void) {
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) mkdir(folders[i], 0777);
     for (int l = 0; l < LAYERS; l++) {
         char path[128];
-        if (sae_random(&tuned[l], 128, FEATURES, K, 10 + (unsigned long)l, &err) ||
-            sae_random(&base[l], 128, FEATURES, K, 20 + (unsigned long)l, &err))
+        if (sae_random(&tuned[l], WORLD_WIDTH, FEATURES, K, 10 + (unsigned long)l, &err) ||
+            sae_random(&base[l], WORLD_WIDTH, FEATURES, K, 20 + (unsigned long)l, &err))
             die(&err);
-        for (size_t i = 0; i < (size_t)FEATURES * 128; i++)
-            tuned[l].D[i] = (base[l].D[i] + (float)(i / 128) / FEATURES * tuned[l].D[i]) * (1 + (float)(i / 128 % 3)); /* norms of 1 to 4 */
+        for (size_t i = 0; i < (size_t)FEATURES * WORLD_WIDTH; i++)
+            tuned[l].D[i] = (base[l].D[i] + (float)(i / WORLD_WIDTH) / FEATURES * tuned[l].D[i]) *
+                            (1 + (float)(i / WORLD_WIDTH % 3)); /* norms of 1 to 4 */
         char *of_run = run_sae_path(&config, REGIME_TEXT, layers[l]);
         save(&tuned[l], of_run);
         free(of_run);
@@ -79,7 +81,7 @@ static void add_row(struct sums *s, int l, const float *x, const struct batch *b
     bool taken[FEATURES] = {false};
     for (int f = 0; f < FEATURES; f++) {
         h[f] = 0;
-        for (int i = 0; i < 128; i++) h[f] += (double)tuned[l].E[f * 128 + i] * (double)x[i];
+        for (int i = 0; i < WORLD_WIDTH; i++) h[f] += (double)tuned[l].E[f * WORLD_WIDTH + i] * (double)x[i];
     }
     for (int k = 0; k < K; k++) {
         int best = -1;
@@ -87,7 +89,7 @@ static void add_row(struct sums *s, int l, const float *x, const struct batch *b
         for (int f = 0; f < FEATURES; f++)
             if (!taken[f] && (best < 0 || h[f] > h[best])) best = f;
         taken[best] = true;
-        for (int i = 0; i < 128; i++) norm += pow((double)tuned[l].D[best * 128 + i], 2);
+        for (int i = 0; i < WORLD_WIDTH; i++) norm += pow((double)tuned[l].D[best * WORLD_WIDTH + i], 2);
         if (h[best] <= 0) continue;
         s->energy[l][best] += h[best] * h[best] * norm;
         s->fired[l][best]++;
@@ -162,7 +164,7 @@ static void check_features(sqlite3 *db, const struct sums *v, const struct sums 
         near_to(sqlite3_column_double(q, 3), t->energy[l][f] / (double)t->tokens, "E_t", layers[l], f);
         near_to(sqlite3_column_double(q, 4), (double)v->fired[l][f] / (double)v->tokens, "fire_image", layers[l], f);
         near_to(sqlite3_column_double(q, 5), (double)t->fired[l][f] / (double)t->tokens, "fire_text", layers[l], f);
-        for (int i = f * 128; i < (f + 1) * 128; i++)
+        for (int i = f * WORLD_WIDTH; i < (f + 1) * WORLD_WIDTH; i++)
             ab += (double)tuned[l].D[i] * (double)base[l].D[i], aa += pow((double)tuned[l].D[i], 2), bb += pow((double)base[l].D[i], 2);
         near_to(sqlite3_column_double(q, 6), ab / sqrt(aa * bb), "decoder cosine", layers[l], f);
     }

@@ -3,6 +3,7 @@
 #include "analysis/select.h"
 #include "host/file.h"
 #include "kernels/device.h"
+#include "tests/world.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +16,7 @@
 
 #define DIR   "build/test-select"
 #define WORLD "../../tools/tinyworld/world"
-enum { LAYERS = 2, FEATURES = 64, K = 5, TARGET = 7, GENERAL = 6, PROMPTS = 2, TOP = 3, WIDTH = 128 };
+enum { LAYERS = 2, FEATURES = 64, K = 5, TARGET = 7, GENERAL = 6, PROMPTS = 2, TOP = 3, WIDTH = WORLD_WIDTH };
 static const int layers[LAYERS] = {1, 4};
 static struct sae_host tuned[LAYERS];
 
@@ -287,13 +288,23 @@ static void the_stage_equals_a_plain_computation(void **state) {
         }
     struct task_feature *at;
     int n;
-    if (task_features(&at, &n, s.db, "a", &err)) die(&err);
+    if (task_features(&at, &n, s.db, "a", 0, &err)) die(&err);
     assert_int_equal(
         n, integer(s.db, "SELECT count(*) FROM task_features WHERE task = 'a' AND selected AND adapted AND prompt_invariant AND ?1 = ?2", 1,
                    1));
     for (int i = 0; i < n; i++) assert_true(at[i].feature % 2 == 1 && (at[i].layer == 1 || at[i].layer == 4));
     free(at);
-    assert_int_equal(task_features(&at, &n, s.db, "c", &err), -1);
+    if (task_features(&at, &n, s.db, "a", 2, &err)) die(&err); /* the two whose firing rate gains most */
+    assert_int_equal(n, 2);
+    for (int i = 0; i < n; i++)
+        assert_true(integer(s.db,
+                            "SELECT count(*) FROM task_features t, task_features o WHERE t.task = 'a' AND t.layer = ?1 AND t.feature = ?2"
+                            " AND o.task = 'a' AND o.selected AND o.adapted AND o.prompt_invariant"
+                            " AND 1.0 * o.fired_target / o.tokens_target - 1.0 * o.fired_general / o.tokens_general"
+                            " > 1.0 * t.fired_target / t.tokens_target - 1.0 * t.fired_general / t.tokens_general",
+                            at[i].layer, at[i].feature) < 2);
+    free(at);
+    assert_int_equal(task_features(&at, &n, s.db, "c", 0, &err), -1);
     assert_non_null(strstr(err.text, "it has a, b"));
     free(prompted.at);
     samples_free(&lines), samples_free(&others);

@@ -86,7 +86,7 @@ expect 0 'random start|report.html' 'run on a plain LLM' $program run "$dir/run.
 if [ -d $world/vlm ]; then
     head -1 $world/data/vqa_test.jsonl >"$dir/data.jsonl" && ln -s "$PWD/$world/data/images" "$dir/images"
     expect 0 '' 'harvest at the tower' $program harvest --model $world/vlm --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.4.hook_resid_post,vision.selected,projector,ln_final.hook_normalized'
-    expect 0 '0/vision.4.hook_resid_post|"shape":[65,96]|"shape":[64,96]|"shape":[64,128]' 'rows of the tower' head -c 4000 "$dir/h.safetensors"
+    expect 0 '0/vision.4.hook_resid_post|"shape":[65,96]|"shape":[64,96]|"shape":[64,160]' 'rows of the tower' head -c 4000 "$dir/h.safetensors"
     expect 0 '' 'a bare tower takes pictures alone' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post'
     expect 2 'vision tower alone' 'edits of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points 'vision.*.hook_resid_post' --edit "$dir/none.json"
     expect 2 'vision tower alone' 'a text point of a bare tower' $program harvest --model $world/clip --data "$dir/data.jsonl" --out "$dir/h.safetensors" --points logits

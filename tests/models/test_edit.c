@@ -4,6 +4,7 @@
 #include "analysis/edit.h"
 #include "analysis/evaluate.h"
 #include "host/file.h"
+#include "tests/world.h"
 #include <math.h>
 #include <unistd.h>
 
@@ -284,18 +285,19 @@ static void shared_work_changes_nothing(void **state) {
         dir, "after.json",
         "[{\"op\":\"add\",\"vector\":{\"file\":\"w.safetensors\",\"tensor\":\"v\"},\"points\":[\"resid_post\"],\"after_image\":true}]");
     write_text(dir, "heads.json",
-               "[{\"op\":\"head\",\"layers\":[2,5,7],\"heads\":[1,2,3],\"mode\":\"zero\",\"kinds\":[\"question\",\"answer\"],\"after_"
+               "[{\"op\":\"head\",\"layers\":[1,2,3,4,5,6,7],\"heads\":[1,2,3,4,5,6,7,8],\"mode\":\"zero\",\"kinds\":[\"question\","
+               "\"answer\"],\"after_"
                "image\":true}]");
-    write_text(dir, "all.json", "[{\"op\":\"head\",\"layers\":[0,3],\"heads\":[0,2],\"mode\":\"zero\"}]");
+    write_text(dir, "all.json", "[{\"op\":\"head\",\"layers\":[1,2,3,4,5],\"heads\":[0,1,2,3,4,5,6,7,8],\"mode\":\"zero\"}]");
     snprintf(after, sizeof after, "%s/after.json", dir);
     snprintf(heads, sizeof heads, "%s/heads.json", dir);
     snprintf(all, sizeof all, "%s/all.json", dir);
-    float v[128];
+    float v[WORLD_WIDTH];
     struct safetensors_writer *w = NULL;
     char *path = path_join(dir, "w.safetensors");
-    for (int i = 0; i < 128; i++) v[i] = (float)(i % 5 - 2);
+    for (int i = 0; i < WORLD_WIDTH; i++) v[i] = (float)(i % 5 - 2);
     MUST(safetensors_writer_open(&w, path, err));
-    safetensors_writer_add(w, "v", DTYPE_F32, 1, (const int64_t[]){128}, v);
+    safetensors_writer_add(w, "v", DTYPE_F32, 1, (const int64_t[]){WORLD_WIDTH}, v);
     MUST(safetensors_writer_commit(w, err));
     free(path);
     open_model(&m, WORLD "/vlm");

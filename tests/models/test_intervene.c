@@ -4,6 +4,7 @@
 #include "analysis/intervene.h"
 #include "analysis/steer.h"
 #include "host/file.h"
+#include "tests/world.h"
 #include <math.h>
 
 #define VSR WORLD "/data/vsr_test.jsonl"
@@ -115,7 +116,7 @@ static void heads_and_directions_are_drawn(void **state) {
     struct edit_list l, draw;
     struct controls *c;
     struct error why;
-    int seen[8] = {0};
+    int seen[WORLD_HEADS] = {0};
     (void)state;
     open_model(&m, WORLD "/vlm");
     MUST(samples_open(&s, VSR, err));
@@ -132,17 +133,17 @@ static void heads_and_directions_are_drawn(void **state) {
         assert_false((a->heads[0] == 1 && a->heads[1] == 6) || (a->heads[0] == 6 && a->heads[1] == 1));
         for (int k = 0; k < 3; k++) assert_true(b->heads[k] != a->heads[0] && b->heads[k] != a->heads[1]); /* layer 3 is in both */
         for (int k = 0; k < 2; k++) seen[a->heads[k]]++;
-        for (int d = 0; d < 128; d++) {
+        for (int d = 0; d < WORLD_WIDTH; d++) {
             norm += (double)draw.at[2].vector[d] * (double)draw.at[2].vector[d];
             dot += (double)draw.at[2].vector[d] * (double)l.at[2].vector[d];
         }
         assert_true(fabs(norm - 1) < 1e-5 && fabs(dot) < 0.5);
         edit_list_free(&draw);
     }
-    for (int h = 0; h < 8; h++) assert_true(seen[h] > 0);
+    for (int h = 0; h < WORLD_HEADS; h++) assert_true(seen[h] > 0);
     controls_close(c);
     edit_list_free(&l);
-    open_list(&l, &m, "[{\"op\":\"head\",\"layers\":[2],\"heads\":[0,1,2,3,4,5,6,7],\"mode\":\"zero\"}]");
+    open_list(&l, &m, "[{\"op\":\"head\",\"layers\":[2],\"heads\":[0,1,2,3,4,5,6,7,8,9],\"mode\":\"zero\"}]");
     assert_int_equal(controls_open(&c, &m, &l, &s, 0, 4, CONTROL_MATCHED, 20, 3, 4, &why), -1);
     assert_non_null(strstr(why.text, "no others to draw"));
     edit_list_free(&l);
@@ -183,7 +184,7 @@ static void together_is_as_alone(void **state) {
     open_model(&m, WORLD "/vlm");
     MUST(samples_open(&s, VSR, err));
     open_list(&none, &m, "[]");
-    open_list(&l, &m, "[{\"op\":\"head\",\"heads\":[0,2,5,6],\"mode\":\"zero\",\"after_image\":true}]");
+    open_list(&l, &m, "[{\"op\":\"head\",\"heads\":[0,1,2,3,5,6,7,8],\"mode\":\"zero\",\"after_image\":true}]");
     MUST(intervene(&x, &m, &l, &s, FIRST, N, err));
     const double mean = accuracy(&m, &none, &s, FIRST, N, base);
     accuracy(&m, &l, &s, FIRST, N, after);
@@ -237,7 +238,7 @@ static void steering_is_its_lists(void **state) {
     MUST(caa_make(&c, &m, &s, 0, TRAIN, CONTRAST_ANSWERS, EVALUATE_VSR, 8, err));
     open_list(&none, &m, "[]");
     const struct steer_samples train = {&s, 0, TRAIN}, dev = {&s, TRAIN, DEV}, test = {&s, TRAIN + DEV, TEST};
-    const float *row = sae.D + 9 * 128;
+    const float *row = sae.D + 9 * WORLD_WIDTH;
     for (int method = 0; method < STEER_METHODS; method++) {
         int best = 0;
         x.method = (enum steer_method)method;
@@ -251,13 +252,13 @@ static void steering_is_its_lists(void **state) {
             memset(&l, 0, sizeof l);
             l.path = memory_string("by hand");
             for (int k = 0; k < 2; k++) {
-                float v[128];
+                float v[WORLD_WIDTH];
                 if (method != STEER_MMDIFF_SUM && layers[k] != p->layer) continue;
-                const float *own = c.vectors + layers[k] * 128;
+                const float *own = c.vectors + layers[k] * WORLD_WIDTH;
                 double dot = 0;
-                for (int d = 0; d < 128; d++) dot += (double)own[d] * (double)row[d] / vector_norm(own, 128);
-                for (int d = 0; d < 128; d++) {
-                    const double unit = (double)own[d] / vector_norm(own, 128);
+                for (int d = 0; d < WORLD_WIDTH; d++) dot += (double)own[d] * (double)row[d] / vector_norm(own, WORLD_WIDTH);
+                for (int d = 0; d < WORLD_WIDTH; d++) {
+                    const double unit = (double)own[d] / vector_norm(own, WORLD_WIDTH);
                     v[d] =
                         (float)(method == STEER_CAA            ? unit
                                 : method == STEER_DECODER      ? (double)row[d]

@@ -2,6 +2,7 @@
  * formulas. */
 #include "model_test.h"
 #include "analysis/vectors.h"
+#include "tests/world.h"
 #include <math.h>
 
 static const double LIMIT = 1e-5; /* f32 sums in another order; differences of rows ten times as long */
@@ -33,7 +34,7 @@ static void compare(const char *what, const float *got, const double *right, lon
 }
 
 static void contrasts_are_mean_differences(void **state) {
-    enum { FIRST = 1, N = 21, SIZE = 8 * 128 };
+    enum { FIRST = 1, N = 21, SIZE = WORLD_LAYERS * WORLD_WIDTH };
     static double right[SIZE], wrong[SIZE], won[SIZE], lost[SIZE];
     struct model m;
     struct samples s;
@@ -82,7 +83,7 @@ static void contrasts_are_mean_differences(void **state) {
 }
 
 static void means_are_means(void **state) {
-    enum { N = 5, SIZE = 8 * 128 };
+    enum { N = 5, SIZE = WORLD_LAYERS * WORLD_WIDTH };
     static double sum[SIZE];
     static float means[SIZE];
     struct model m;

@@ -86,12 +86,12 @@ def main(source, work, out):
     model = Vlm(tok.get_vocab_size())
     paths = {k: os.path.join(work, k + ".pt") for k in ("llm", "tower", "vlm")}
     if os.path.exists(paths["llm"]):
-        model.llm.load_state_dict(torch.load(paths["llm"])["model"])
+        model.llm.load_state_dict(torch.load(paths["llm"], map_location="cpu")["model"])
     if os.path.exists(paths["tower"]):
-        model.tower.load_state_dict(torch.load(paths["tower"])["tower"])
+        model.tower.load_state_dict(torch.load(paths["tower"], map_location="cpu")["model"])
     save(model.llm.state_dict(), os.path.join(out, "base"))
     if os.path.exists(paths["vlm"]):
-        model.load_state_dict(torch.load(paths["vlm"])["model"])
+        model.load_state_dict(torch.load(paths["vlm"], map_location="cpu")["model"])
     vision = model.tower.hf_state()
     save(vision, os.path.join(out, "clip"))
     both = dict(model.llm.state_dict())

@@ -3,24 +3,26 @@
 2. scenes of two things: look-up of a row or column, left-or-right, yes or no, and copying a scene in another order;
 3. scenes of up to four things, all questions, and the corpus itself in raw text and in the chat layout.
 
-usage: llm_train.py TOKENIZER_DIR WORK_DIR SECONDS     resumable; the state is WORK_DIR/llm.pt
+usage: llm_train.py TOKENIZER_DIR WORK_DIR     resumable; the state is WORK_DIR/llm.pt
 """
 import os
 import random
 import sys
-import time
+from functools import partial
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 import llm
 import questions
-import ranks
 import scenes
+import steps
 import texts
 import tokenizer
 
-QUESTIONS, ROWS = 8, 8        # questions a scene, scenes a step and process
+QUESTIONS, ROWS, LENGTH = 8, 16, 448        # questions a scene, scenes a step, tokens a row
+STEPS = (700, 900, 3900)                  # of the three phases
+DROP = 0.05                                 # heads without output in the third, so that no single one carries a skill
 
 
 class Coder:
@@ -67,89 +69,41 @@ def document_sample(rng, code):
     return [code.bos], [(ids, [0.15] * len(ids))]
 
 
-def induction_batch(rng, code):
+def induction_sample(rng, code):
+    """Random token sequences given twice, as many as fit."""
     n = rng.randint(4, 16)
-    a = torch.randint(0, code.size, (64, n), generator=torch.Generator().manual_seed(rng.randrange(1 << 40)))
-    ids = torch.cat([torch.full((64, 1), code.bos), a, a], 1)
-    return llm.Batch([([], [(row, [0.0] * (n + 2) + [1.0] * (n - 1))]) for row in ids.tolist()])
+    weight = [0.0] * (n + 2) + [1.0] * (n - 1)
+    branches = []
+    for _ in range(LENGTH // (2 * n + 1)):
+        a = [rng.randrange(code.size) for _ in range(n)]
+        branches.append(([code.bos] + a + a, weight))
+    return [], branches
 
 
-def topics_of(batch, samples):
-    """{place of the first answer token: topic} for the branches that carry a topic as third entry"""
-    names = {}
-    for starts, (_, branches, *_) in zip(batch.starts, samples):
-        for at, b in zip(starts, branches):
-            if len(b) == 3:
-                names[at + next(j for j, w in enumerate(b[1]) if w)] = b[2]
-    return names
+def batch(code, step):
+    rng = random.Random(f"llm {step}")
+    stage = 1 if step < STEPS[0] else 2 if step < STEPS[0] + STEPS[1] else 3
+    if stage == 1:
+        samples = [induction_sample(rng, code) for _ in range(ROWS)]
+    else:
+        samples = [document_sample(rng, code) if stage == 3 and rng.random() < 0.3 else
+                   scene_sample(rng, code, 2 if stage == 2 else rng.choice((2, 3, 4)), stage) for _ in range(ROWS)]
+    arrays = llm.rows(samples, LENGTH)
+    arrays["drop"] = np.float32(DROP if stage == 3 else 0.0)
+    return arrays, steps.topics_of(arrays, samples)
 
 
-def tally(right, place, names, topics):
-    """Adds to topics {topic: [right, asked]}."""
-    for i, r in zip(place.tolist(), right.tolist()):
-        if i in names:
-            c = topics.setdefault(names[i], [0, 0])
-            c[0] += r
-            c[1] += 1
-
-
-def main(folder, work, seconds):
-    torch.set_num_threads(1)
+def main(folder, work):
     torch.manual_seed(7)
-    ranks.start()
     code = Coder(folder)
-    path = os.path.join(work, "llm.pt")
-    model = llm.Llm(code.size)
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    state = {"stage": 1, "step": 0, "used": 0.0, "in_stage": 0, "score": 0.0}
-    if os.path.exists(path):
-        s = torch.load(path)
-        model.load_state_dict(s["model"]), opt.load_state_dict(s["opt"]), state.update(s["state"])
-    start, saved, topics = time.time() - state["used"], state["used"], {}
-    while state["used"] < seconds:
-        state["used"] = ranks.same(time.time() - start)
-        rng = random.Random(f"llm {state['step']} {ranks.RANK}")
-        stage = state["stage"]
-        lr = 1.2e-3 * min(1, (state["step"] + 1) / 100) * max(0.03, min(1, 2.5 * (1 - state["used"] / seconds)))
-        for g in opt.param_groups:
-            g["lr"] = lr
-        names = {}
-        if stage == 1:
-            batch = induction_batch(rng, code)
-        else:
-            samples = [document_sample(rng, code) if stage == 3 and rng.random() < 0.3 else
-                       scene_sample(rng, code, 2 if stage == 2 else rng.choice((2, 3, 4)), stage) for _ in range(ROWS)]
-            batch = llm.Batch([(p, [b[:2] for b in br]) for p, br in samples])
-            names = topics_of(batch, samples)
-        logits, target, w, place = llm.predict(model, model.embed(batch.ids), batch)
-        loss = (F.cross_entropy(logits, target, reduction="none") * w).sum() / w.sum()
-        opt.zero_grad()
-        loss.backward()
-        ranks.average(list(model.parameters()))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        opt.step()
-        right = logits.argmax(-1) == target
-        if stage == 1:
-            state["score"] += 0.03 * (right.float().mean().item() - state["score"])
-        else:
-            tally(right, place, names, topics)
-        state["step"] += 1
-        state["in_stage"] += 1
-        if state["step"] % 100 == 0:
-            share = {k: round(v[0] / v[1], 2) for k, v in sorted(topics.items())}
-            if ranks.RANK == 0:
-                print(f"llm stage {stage} step {state['step']} {state['used']:.0f}s loss {loss.item():.3f} score {state['score']:.3f} {share}", flush=True)
-            done = ranks.same(bool(share) and min(share.get(k, 0) for k in ("row", "column", "choice left", "choice above", "left")) > 0.93)
-            if stage == 2 and (done or state["in_stage"] >= 1000):
-                state.update(stage=3, in_stage=0)
-            topics = {}
-        if stage == 1 and ranks.same(state["score"] > 0.97 or state["in_stage"] >= 2000):
-            state.update(stage=2, in_stage=0)
-        if ranks.RANK == 0 and (state["used"] - saved > 90 or state["used"] >= seconds):
-            torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "state": state}, path + ".new")
-            os.replace(path + ".new", path)
-            saved = state["used"]
+    model = llm.Llm(code.size).to(steps.DEVICE)
+    total = sum(STEPS)
+    stage = steps.Stage(steps=total, make=partial(batch, code), params=model.parameters(),
+                        work=lambda b: llm.predict(model, model.embed(b["ids"]), b, b["drop"]),
+                        rate=lambda step: 1.2e-3 * min(1, (step + 1) / 100) * max(0.03, min(1, 2.5 * (1 - step / total))),
+                        adamw={"betas": (0.9, 0.95), "weight_decay": 0.01})
+    steps.train("llm", os.path.join(work, "llm.pt"), model, [stage])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(*sys.argv[1:3])

@@ -3,12 +3,11 @@
 Trained on dense labels at the layer that LLaVA reads (-2): for every patch the colour, the shape, the row and column of the
 centre and the depth of the thing it belongs to; and on scene content at the class token after the last layer (how many things,
 which ones). Labels stand in for CLIP's 400 million captions: what the tower must provide is the same, features that say what is
-where. It then stays frozen.   usage: tower.py WORK_DIR SECONDS
+where. It then stays frozen.   usage: tower.py WORK_DIR     resumable; the state is WORK_DIR/tower.pt
 """
 import os
 import random
 import sys
-import time
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import scenes
+import steps
 
 WIDTH, HEADS, LAYERS, MLP, PATCH, SIZE = 96, 6, 5, 384, 8, 64
 SELECT = LAYERS - 1           # output of this many layers = hidden_states[-2]
 COLOURS, SHAPES = list(scenes.COLOURS), list(scenes.SHAPES)
+ROWS, STEPS = 40, 8000       # pictures a step
 
 
 class Block(nn.Module):
@@ -94,74 +95,57 @@ def labels(scene):
     owner = scenes.patch_owner(scene)
     table = [[COLOURS.index(t.colour) + 1, SHAPES.index(t.shape) + 1, t.row, t.column, t.depth + 1] for t in scene.things] + [[0] * 5]
     xy = [[t.x / 32 - 1, t.y / 32 - 1] for t in scene.things] + [[0, 0]]
-    what = torch.zeros(len(COLOURS) * len(SHAPES))
+    what = np.zeros(len(COLOURS) * len(SHAPES), np.float32)
     for t in scene.things:
         what[COLOURS.index(t.colour) * len(SHAPES) + SHAPES.index(t.shape)] = 1
-    return torch.tensor(table)[owner], torch.tensor(xy)[owner], len(scene.things) - 2, what
+    return np.array(table)[owner], np.array(xy)[owner], len(scene.things) - 2, what
 
 
-def batch(rng, size):
-    ss = [scenes.sample(rng, overlap=0.7) for _ in range(size)]       # who is in front is the hardest label
-    pixels = torch.tensor(np.stack([scenes.picture(s, rng) for s in ss]))
+def batch(step):
+    rng = random.Random(f"tower {step}")
+    ss = [scenes.sample(rng, overlap=0.7) for _ in range(ROWS)]       # who is in front is the hardest label
     d, xy, count, what = zip(*map(labels, ss))
-    return pixels, torch.stack(d), torch.stack(xy), torch.tensor(count), torch.stack(what)
+    return {"pixels": np.stack([scenes.picture(s, rng) for s in ss]), "dense": np.stack(d), "xy": np.stack(xy).astype(np.float32),
+            "count": np.array(count), "what": np.stack(what)}, []
+
+
+def mean_of(x, among):
+    return (x * among).sum() / among.sum().clamp(min=1)
 
 
 def step_loss(tower, heads, data):
-    pixels, dense, xy, count, what = data
-    rows, cls = tower(pixels, every=True)
-    weight = torch.where(dense[..., 0] > 0, 1.0, 0.35)
+    """Loss, and the shares right of colour, shape, row, column, depth (of overlapping things) and count."""
+    dense = data["dense"]
+    rows, cls = tower(data["pixels"], every=True)
+    thing, overlaps = dense[..., 0] > 0, dense[..., 4] > 1
     loss, hits = 0, []
-    thing = dense[..., 0] > 0
     for j, logits in enumerate(heads.dense(rows).split(heads.dims, -1)):
-        ce = F.cross_entropy(logits.flatten(0, 1), dense[..., j].flatten(), reduction="none").view_as(weight)
-        loss = loss + (ce * weight).sum() / weight.sum()
-        asked = thing
+        ce = F.cross_entropy(logits.flatten(0, 1), dense[..., j].flatten(), reduction="none").view(thing.shape)
+        loss = loss + mean_of(ce, torch.where(thing, 1.0, 0.35))
         if j == 4:
-            asked = dense[..., 4] > 1          # reported for overlapping things only
-            loss = loss + 1.5 * ce[asked].mean()
-        hits.append((logits.argmax(-1) == dense[..., j])[asked].float().mean().item())
-    loss = loss + 2 * ((heads.xy(rows) - xy).abs().sum(-1) * thing).sum() / thing.sum()
+            loss = loss + 1.5 * mean_of(ce, overlaps)
+        hits.append(mean_of(logits.argmax(-1) == dense[..., j], overlaps if j == 4 else thing))
+    loss = loss + 2 * mean_of((heads.xy(rows) - data["xy"]).abs().sum(-1), thing)
     c = heads.count(cls)
-    loss = loss + 0.3 * F.cross_entropy(c, count) + 3 * F.binary_cross_entropy_with_logits(heads.what(cls), what)
-    hits.append((c.argmax(-1) == count).float().mean().item())
-    return loss, hits
+    loss = loss + 0.3 * F.cross_entropy(c, data["count"]) + 3 * F.binary_cross_entropy_with_logits(heads.what(cls), data["what"])
+    hits.append((c.argmax(-1) == data["count"]).float().mean())
+    return loss, torch.stack(hits)
 
 
-def main(work, seconds):
-    torch.set_num_threads(1)
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tower, self.heads = Tower(), Heads()
+
+
+def main(work):
     torch.manual_seed(11)
-    path = os.path.join(work, "tower.pt")
-    tower, heads = Tower(), Heads()
-    params = [*tower.parameters(), *heads.parameters()]
-    opt = torch.optim.AdamW(params, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    step = used = 0
-    if os.path.exists(path):
-        s = torch.load(path)
-        tower.load_state_dict(s["tower"]), heads.load_state_dict(s["heads"]), opt.load_state_dict(s["opt"])
-        step, used = s["step"], s["used"]
-    start, saved, mean = time.time() - used, used, None
-    while used < seconds:
-        rng = random.Random(f"tower {step}")
-        used = time.time() - start
-        lr = 1.5e-3 * min(1, (step + 1) / 200) * max(0.02, min(1, 1.6 * (1 - used / seconds)))
-        for g in opt.param_groups:
-            g["lr"] = lr
-        loss, hits = step_loss(tower, heads, batch(rng, 32))
-        opt.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        opt.step()
-        step += 1
-        mean = hits if mean is None else [0.98 * m + 0.02 * h for m, h in zip(mean, hits)]
-        if step % 100 == 0:
-            print(f"tower {step} {used:.0f}s loss {loss.item():.3f} colour shape row column depth count",
-                  " ".join(f"{m:.3f}" for m in mean), flush=True)
-        if used - saved > 60 or used >= seconds:
-            torch.save({"tower": tower.state_dict(), "heads": heads.state_dict(), "opt": opt.state_dict(), "step": step, "used": used}, path + ".new")
-            os.replace(path + ".new", path)
-            saved = used
+    both = Both().to(steps.DEVICE)
+    steps.train("tower", os.path.join(work, "tower_heads.pt"), both, [
+        steps.Stage(STEPS, batch, both.parameters(), lambda b: step_loss(both.tower, both.heads, b),
+                    lambda s: 1.5e-3 * min(1, (s + 1) / 200) * max(0.02, min(1, 1.6 * (1 - s / STEPS))), {"betas": (0.9, 0.98), "weight_decay": 0.02})])
+    torch.save({"model": both.tower.state_dict()}, os.path.join(work, "tower.pt"))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1])

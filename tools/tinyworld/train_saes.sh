@@ -14,13 +14,15 @@ if [ -z "$work" ]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
 fi
+mkdir -p "$work"
 k=${K:-16}
+features=$((8 * $("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["hidden_size"])' "$world/base/config.json")))
 
 cat > "$work/train.json" <<JSON
 {
   "out": "run", "model": "$world/base", "regimes": ["random"], "seed": 11,
   "data": {"train": "$world/data/text_train.jsonl", "validation": "$world/data/text_test.jsonl"},
-  "train": {"k": $k, "features": 1024, "batch": 1024, "lr": ${LR:-1e-3}, "passes": ${PASSES:-1}, "ring_rows": 65536, "forward_samples": 16}
+  "train": {"k": $k, "features": $features, "batch": 1024, "lr": ${LR:-1e-3}, "passes": ${PASSES:-1}, "ring_rows": 65536, "forward_samples": 16}
 }
 JSON
 "$stagediff" train "$work/train.json"
