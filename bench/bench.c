@@ -21,8 +21,8 @@ struct result {
     int runs;
 };
 
-/* --clock thread: processor time of the calling thread, for machines that others use too. With OMP_WAIT_POLICY=passive it
- * leaves out what the others took, but also any wait for the other threads: an estimate of the quiet machine, no more. */
+/* --clock thread: processor time of the calling thread, for machines that others use too. With OMP_WAIT_POLICY=passive in the environment
+ * it leaves out what the others took, but also any wait for the other threads: an estimate of the quiet machine, no more. */
 static bool thread_clock;
 static double clock_now(void) {
     if (!thread_clock) return seconds_now();

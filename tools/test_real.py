@@ -18,7 +18,7 @@ import tempfile
 import time
 import zipfile
 
-if os.getloadavg()[0] > 1.5:  # spinning threads starve each other beside other work; ours always sleep
+if os.getloadavg()[0] > 1.5:  # spinning threads starve each other beside other work; ours sleep after a moment
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import transformers
