@@ -25,7 +25,8 @@ struct device *device_open(int index, int threads, char *why, size_t why_bytes) 
         snprintf(why, why_bytes, "no memory for a device");
         return NULL;
     }
-    mallopt(M_MMAP_THRESHOLD, 4 << 20); /* fixed: large blocks go back to the system when they are freed */
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);   /* fixed: large blocks go back to the system when they are freed, */
+    mallopt(M_TRIM_THRESHOLD, 256 << 20); /* smaller ones stay: a sample's activations are taken and freed by every pass */
     dev->threads = threads > 0 ? threads : omp_get_max_threads();
     if (threads > 0) omp_set_num_threads(threads);
     snprintf(dev->name, sizeof dev->name, "cpu, %d thread%s", dev->threads, dev->threads == 1 ? "" : "s");
