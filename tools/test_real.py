@@ -218,7 +218,7 @@ def main():
         if not o.skip_times:
             times(check, plain, text)
     print(f"{check.checks - check.faults} passed, {check.faults} failed{', times not judged: the machine was busy' if check.busy else ''}")
-    sys.exit(check.faults > 0)
+    sys.exit(1 if check.faults else 3 if check.busy else 0)
 
 
 if __name__ == "__main__":
