@@ -82,7 +82,7 @@ def induction_sample(rng, code):
 
 def batch(code, step):
     rng = random.Random(f"llm {step}")
-    stage = 1 if step < STEPS[0] else 2 if step < STEPS[0] + STEPS[1] else 3
+    stage = steps.phase(STEPS, step)
     if stage == 1:
         samples = [induction_sample(rng, code) for _ in range(ROWS)]
     else:

@@ -36,6 +36,11 @@ def batches(make, first, last):
     return DataLoader(_Batches(make, first, last), batch_size=None, num_workers=WORKERS, prefetch_factor=4, worker_init_fn=_one_thread)
 
 
+def phase(lengths, step):
+    """Which part of a training a step lies in, from 1; lengths in steps."""
+    return 1 + sum(step >= end for end in np.cumsum(lengths)[:-1])
+
+
 # A part of a training: its number of steps; make(step) -> ({name: array}, names) and rate(step), both with steps counted from the beginning of the
 # training; the parameters that learn; work(batch) -> (loss, right); AdamW's settings
 Stage = namedtuple("Stage", "steps make params work rate adamw")

@@ -90,7 +90,7 @@ def caption_sample(rng, code, things):
 
 def batch(code, step):
     rng = random.Random(f"vlm {step}")
-    stage = 1 if step < STEPS[0] else 2 if step < STEPS[0] + STEPS[1] else 3
+    stage = steps.phase(STEPS, step)
     if stage == 1:
         samples = [caption_sample(rng, code, rng.choice((2, 2, 3, 4))) for _ in range(ROWS)]
     else:
@@ -113,7 +113,7 @@ def main(folder, work):
     work_of = lambda b: llm.predict(model.llm, model.embed(b["ids"], b["pixels"]), b, b["drop"])
     first, rest = STEPS[0], STEPS[1] + STEPS[2]
     steps.train("vlm", os.path.join(work, "vlm.pt"), model, [
-        steps.Stage(first, partial(batch, code), learns[:4], work_of, lambda s: 2e-3 * min(1, (s + 1) / 50), adamw),
+        steps.Stage(first, partial(batch, code), list(model.projector.parameters()), work_of, lambda s: 2e-3 * min(1, (s + 1) / 50), adamw),
         steps.Stage(rest, partial(batch, code), learns, work_of,
                     lambda s: 1e-3 * min(1, (s - first + 1) / 100) * max(0.02, min(1, 2.2 * (1 - (s - first) / rest))), adamw)])
 
