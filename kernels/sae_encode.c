@@ -128,14 +128,14 @@ struct encode {
     struct features feature;
     struct {
         float norm, rounding, slack;
-    } usual;     /* of a panel: means */
-    int stride;  /* of candidates: room for all features */
-    int *index;  /* (rows, stride): a row's candidates, ascending */
-    float *h;    /* (rows, stride): their exact pre-activations */
-    int *ends;   /* (rows, exact blocks): where the candidates of a block end */
-    int *todo;   /* rows to do */
-    char *again; /* (rows): whether a row's guess was too high */
-    char *own;   /* MAX_THREADS of own_bytes */
+    } usual;      /* of a panel: means */
+    int stride;   /* of candidates: room for all features */
+    int *index;   /* (rows, stride): a row's candidates, ascending */
+    float *h;     /* (rows, stride): their exact pre-activations */
+    int *ends;    /* (rows, exact blocks): where the candidates of a block end */
+    int *pending; /* rows without a result yet */
+    char *again;  /* (rows): whether a row's guess was too high */
+    char *own;    /* MAX_THREADS of own_bytes */
     size_t own_bytes;
 };
 
@@ -227,7 +227,7 @@ static size_t place(struct encode *e, char *scratch, int N, int d, int M, int K)
     e->index = take(scratch, &used, rows * (size_t)e->stride * sizeof *e->index);
     e->h = take(scratch, &used, rows * (size_t)e->stride * sizeof *e->h);
     e->ends = take(scratch, &used, rows * features / SAE_PANEL * sizeof *e->ends);
-    e->todo = take(scratch, &used, rows * sizeof *e->todo);
+    e->pending = take(scratch, &used, rows * sizeof *e->pending);
     e->again = take(scratch, &used, rows);
     e->own = take(scratch, &used, (size_t)MAX_THREADS * e->own_bytes);
     return used;
@@ -390,10 +390,10 @@ static float guess(const struct encode *e, int row) {
 
 /* ---- the exact pass ---- */
 
-/* A block of features against all rows to do: the block's weights stay in the second-level cache, the rows pass by. */
+/* A block of features against all pending rows: the block's weights stay in the second-level cache, the rows pass by. */
 static void exact_block(const struct encode *e, int rows, int block) {
     for (int i = 0; i < rows; i++) {
-        int row = e->todo[i], *ends = e->ends + cpu_offset(row, exact_blocks(e)), from = block ? ends[block - 1] : 0;
+        int row = e->pending[i], *ends = e->ends + cpu_offset(row, exact_blocks(e)), from = block ? ends[block - 1] : 0;
         size_t at = cpu_offset(row, e->stride) + (size_t)from;
         sae_exact_products(e->h + at, e->x, row, e->w, e->index + at, ends[block] - from, e->d);
         for (int j = 0; j < ends[block] - from; j++) e->h[at + (size_t)j] += e->b_e[e->index[at + (size_t)j]];
@@ -406,7 +406,7 @@ static void exact_pass(const struct encode *e, int rows, bool known) {
         struct own o = own_of(e);
 #pragma omp for schedule(dynamic, 16)
         for (int i = 0; i < rows; i++) {
-            int row = e->todo[i];
+            int row = e->pending[i];
             if (!e->screened) {
                 all_candidates(e, row);
                 continue;
@@ -502,13 +502,13 @@ static void encode_chunk(struct encode *e, const float *x, int *indices, float *
 #pragma omp parallel for num_threads(threads_now()) schedule(static)
     for (int t = 0; t < e->rows; t += SAE_TILE_ROWS) prepare_tile(e, x, t, own_of(e).turning);
     if (e->screened) screen(e);
-    for (int r = 0; r < e->rows; r++) e->todo[r] = r;
+    for (int r = 0; r < e->rows; r++) e->pending[r] = r;
     for (int pass = 0; left; pass++) {
         CHECK(pass < 2, "%d rows: what K exact values reach, they reach", left);
         exact_pass(e, left, pass > 0);
 #pragma omp parallel for num_threads(threads_now()) schedule(dynamic, 16)
         for (int i = 0; i < left; i++) {
-            int r = e->todo[i], *index = indices + cpu_offset(r, e->K);
+            int r = e->pending[i], *index = indices + cpu_offset(r, e->K);
             float *value = values + cpu_offset(r, e->K);
             e->again[i] = 0;
             if (e->threshold)
@@ -518,7 +518,7 @@ static void encode_chunk(struct encode *e, const float *x, int *indices, float *
         }
         int again = 0;
         for (int i = 0; i < left; i++)
-            if (e->again[i]) e->todo[again++] = e->todo[i];
+            if (e->again[i]) e->pending[again++] = e->pending[i];
         left = again;
     }
 }
